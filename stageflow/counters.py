@@ -1,0 +1,121 @@
+"""What the engine counts, as plain numbers that anybody may read while it runs."""
+
+from __future__ import annotations
+
+from math import log2
+
+__all__ = ["INSTANT", "Histogram", "RunCounters", "StageCounters"]
+
+_PER_OCTAVE = 8
+INSTANT = 2.0**-16
+"""Seconds (15 microseconds) below which a call did not wait for anything."""
+
+_OFFSET = 16 * _PER_OCTAVE  # the index of the smallest duration that has a bucket of its own is 0
+_BUCKETS = _OFFSET + 20 * _PER_OCTAVE  # up to 2**20 seconds, twelve days
+
+
+class Histogram:
+    """Durations counted in buckets whose width grows with the duration: eight to the octave, so within 9 %.
+
+    The memory is constant. Durations below :data:`INSTANT`, which are a function call and no service, share one bucket
+    and cost no logarithm.
+
+    Source: the idea of G. Tene, HdrHistogram, 2012, with the logarithm taken by the floating-point unit.
+    """
+
+    __slots__ = ("counts", "instant")
+
+    def __init__(self) -> None:
+        self.instant = 0
+        self.counts = [0] * _BUCKETS
+
+    def add(self, seconds: float) -> None:
+        """Count one duration, in seconds."""
+        if seconds < INSTANT:
+            self.instant += 1
+        else:
+            self.counts[int(log2(seconds) * _PER_OCTAVE + _OFFSET)] += 1
+
+    def quantile(self, q: float) -> float | None:
+        """The seconds that a share ``q`` (0 to 1) of the durations does not exceed; None if there is none."""
+        total = self.instant + sum(self.counts)
+        if not total:
+            return None
+        rank, seen = q * total, self.instant
+        if seen and seen >= rank:
+            return 0.0
+        for index, count in enumerate(self.counts):
+            seen += count
+            if count and seen >= rank:
+                return float(2.0 ** ((index + 0.5 - _OFFSET) / _PER_OCTAVE))
+        raise AssertionError("the ranks of a histogram sum to its total")
+
+
+class StageCounters:
+    """One stage's account, in items, of what became of those its channel received.
+
+    Attributes:
+        passed: Items that went on with a result, degraded and skipped ones included.
+        dead: Items that ended here as dead letters.
+        cancelled: Items given back unfinished: given up by another branch, or by the end of the run.
+        busy_seconds, blocked_seconds: Worker time in the handler, and waiting for room in the next channel.
+    """
+
+    __slots__ = (
+        "blocked",
+        "blocked_seconds",
+        "busy_seconds",
+        "cancelled",
+        "dead",
+        "degraded",
+        "dropped",
+        "in_flight",
+        "latency",
+        "passed",
+        "peak_in_flight",
+        "retries",
+        "skipped",
+    )
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.degraded = 0
+        self.skipped = 0
+        self.dropped = 0
+        self.dead = 0
+        self.cancelled = 0
+        self.retries = 0
+        self.in_flight = 0
+        self.peak_in_flight = 0
+        self.blocked = 0
+        self.busy_seconds = 0.0
+        self.blocked_seconds = 0.0
+        self.latency = Histogram()
+
+    def count_instant(self, items: int, seconds: float) -> None:
+        """Count ``items`` that passed without waiting for anything, and took ``seconds`` together."""
+        self.passed += items
+        self.busy_seconds += seconds
+        self.latency.instant += items
+
+    def count_call(self, seconds: float) -> None:
+        """Count the time of one call; what became of it is counted apart."""
+        self.busy_seconds += seconds
+        self.latency.add(seconds)
+
+
+class RunCounters:
+    """The account of the whole run, by input record: ``read == written + dropped + dead + what is not done``."""
+
+    __slots__ = ("bad", "blank", "dead", "dropped", "fed", "peak_open", "read", "unfinished", "written")
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.fed = 0
+        self.bad = 0
+        self.blank = 0
+        self.written = 0
+        self.dropped = 0
+        self.dead = 0
+        self.unfinished = 0
+        self.peak_open = 0

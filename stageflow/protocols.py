@@ -1,0 +1,95 @@
+"""The seams: what the engine and the runner ask of the parts around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from typing import Any, Protocol
+
+from stageflow.events import Event
+
+__all__ = ["Entry", "Listener", "Sink", "Source"]
+
+Entry = tuple[int, Any]
+"""A record's index in its source (from 0; gaps are fine) and the record, or a :class:`BadRecord`."""
+
+
+class Source(Protocol):
+    """Where records come from.
+
+    Attributes:
+        path: The file they stand in, as users call it; ``None`` where there is no file.
+        numbered: Whether ``index + 1`` is a line number that means something to a reader of the file.
+        blank: Blank lines passed over so far.
+    """
+
+    path: str | None
+    numbered: bool
+
+    @property
+    def blank(self) -> int: ...
+
+    def check(self) -> None:
+        """See that it can be read, as far as that can be told before reading.
+
+        Raises:
+            RequestError: It can't.
+        """
+        ...
+
+    def peek(self, n: int) -> Sequence[Entry]:
+        """The first ``n`` entries, where looking takes nothing from it; else none."""
+        ...
+
+    def read(self) -> AsyncGenerator[Iterable[Entry], None]:
+        """Yield entries in portions, in the order of their index, each index at most once.
+
+        A portion may be lazy: it is iterated once, before the next portion is asked for. Cancelling the wait for a
+        portion loses nothing that was yielded. Whoever stops early closes the iterator.
+        """
+        ...
+
+    def estimate(self) -> int | None:
+        """About how many records there are in all, where that can be told cheaply."""
+        ...
+
+
+class Sink(Protocol):
+    """Where records end. One task at a time calls it."""
+
+    def open(self) -> None:
+        """Make ready to write.
+
+        Raises:
+            RequestError: It can't be written to, or holds something that would be lost.
+        """
+        ...
+
+    def encode(self, record: Any) -> Any:
+        """The form in which ``write`` takes the record.
+
+        Raises:
+            ResultError: The record has no such form; it becomes a dead letter.
+        """
+        ...
+
+    async def write(self, batch: Sequence[Entry]) -> None:
+        """Take encoded records with their indices, in the order in which they settled. To be slow is backpressure.
+
+        Raises:
+            StorageError: They could not be written; the run ends.
+        """
+        ...
+
+    async def close(self, *, complete: bool) -> None:
+        """End it. ``complete`` is false where the run did not reach the end of its input.
+
+        Raises:
+            StorageError: What was written could not be made final.
+        """
+        ...
+
+
+class Listener(Protocol):
+    """Hears of everything that happens in a run; it may not block, and what it raises ends nothing."""
+
+    def on_event(self, event: Event) -> None: ...
