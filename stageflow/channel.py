@@ -1,0 +1,141 @@
+"""The channel in front of a stage: a bounded hand-over that can be closed.
+
+The rules:
+
+* A channel is an ``asyncio.Queue(maxsize=queue_size)``. Whoever sends into a full one waits: that is the
+  backpressure, and there is no other.
+* Receivers without work are *parked*. An item wakes one of them, and no second one before that has come to look: the
+  channel is *attended*. Whoever takes an item and leaves others behind wakes the next. So sixty-four items cost two
+  wake-ups where the first receiver deals with all of them, and sixty-four where each makes its receiver wait.
+* A channel knows how many senders it has: the stages upstream, or the source. The last sender to close puts one end
+  marker behind the last item.
+* A receiver that meets the marker puts it back and leaves, so one marker ends any number of receivers, and their
+  number may change while the channel is in use.
+* Nothing is sent after the last close, so the room for the marker that is put back is always there.
+
+Source: the hand-over among receivers is Leader/Followers (D. C. Schmidt, C. O'Ryan et al., "Leader/Followers", 2000).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from enum import Enum
+from typing import Final
+
+from stageflow.item import Item
+
+__all__ = ["END", "Channel", "End"]
+
+
+class End(Enum):
+    """The marker behind the last item of a channel. An enum of one, so that ``item is END`` narrows the type."""
+
+    END = "end"
+
+
+END: Final = End.END
+
+
+class Channel(asyncio.Queue[Item | End]):
+    """The bounded queue between the senders of items and the workers of one stage. First in, first out.
+
+    Where nobody waits on the other side, an item is moved by one ``append`` or ``popleft``; where somebody does, by
+    the queue's own ``put_nowait`` and ``get_nowait``, which wake them. (``join`` and ``task_done`` are not used and do
+    not count what moved the short way.)
+
+    Args:
+        queue_size: The most items it holds, >= 1.
+        senders: How many will each call :meth:`close` once, >= 1.
+
+    Attributes:
+        items: What it holds, the end marker included; for looking only.
+        attended: A receiver is on its way to look at the channel: woken or just started, and not there yet.
+        parked: Receivers that wait to be woken.
+        sending: Senders that wait for room.
+        sent: Items that were ever put. ``peak_depth``: the most it ever held.
+    """
+
+    def __init__(self, queue_size: int, senders: int) -> None:
+        super().__init__(queue_size)
+        self.attended = False
+        self.parked: deque[asyncio.Future[None]] = deque()
+        self.sending = 0
+        self.sent = 0
+        self.peak_depth = 0
+        self._senders = senders
+
+    def _init(self, maxsize: int) -> None:
+        self.items: deque[Item | End] = deque()
+        self._queue = self.items  # the name under which asyncio.Queue looks for them
+
+    def try_send(self, item: Item) -> bool:
+        """Put an item if there is room."""
+        items = self.items
+        depth = len(items)
+        if depth >= self.maxsize:
+            return False
+        items.append(item)
+        self.sent += 1
+        if depth >= self.peak_depth:
+            self.peak_depth = depth + 1
+        if self.parked and not self.attended:
+            self.wake()
+        return True
+
+    async def send(self, item: Item) -> None:
+        """Put an item as soon as there is room. A cancelled wait puts nothing."""
+        self.sending += 1
+        try:
+            await self.put(item)
+        finally:
+            self.sending -= 1
+        self.sent += 1
+        self.peak_depth = max(self.peak_depth, len(self.items))
+        self.wake()
+
+    def try_receive(self) -> Item | End | None:
+        """Take the first item, or the end marker; ``None`` where there is nothing now."""
+        if not self.items:
+            return None
+        return self.get_nowait() if self.sending else self.items.popleft()
+
+    async def receive(self) -> Item | End:
+        """Take the first item, or the end marker, as soon as there is one. A cancelled wait takes nothing."""
+        while (item := self.try_receive()) is None:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.parked.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self.attended = False
+                    self.wake()  # the wake-up was ours and we do not use it: pass it on
+                raise
+            self.attended = False
+        return item
+
+    def wake(self) -> None:
+        """Send a parked receiver to look, if there is something to see and nobody on its way."""
+        while self.parked and self.items and not self.attended:
+            turn = self.parked.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self.attended = True
+
+    async def close(self) -> None:
+        """One sender is done. After the last one, waits for room and puts the end marker."""
+        assert self._senders > 0, "a channel was closed more often than it has senders"
+        self._senders -= 1
+        if self._senders == 0:
+            self.sending += 1
+            try:
+                await self.put(END)
+            finally:
+                self.sending -= 1
+            self.wake()
+
+    def leave(self) -> None:
+        """Put the end marker back for the next receiver, and wake it; called by the one that took the marker."""
+        self.put_nowait(END)
+        self.wake()

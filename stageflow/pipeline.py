@@ -1,0 +1,243 @@
+"""What a job file writes to: it collects stages and resources, and hands what they make to the runner."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from stageflow.errors import DefinitionError
+from stageflow.plan import Draft, Override, Plan, ResourceDraft, Scope, StageDraft, freeze
+from stageflow.stage import check_setting
+
+if TYPE_CHECKING:
+    from stageflow.report.stats import RunReport
+
+__all__ = ["Pipeline"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Pipeline:
+    """A job: stages that are plain functions, joined by their parameter names into a directed acyclic graph.
+
+    A parameter is, in this order: a stage, a resource, a reserved name (``record``, ``results``, ``params``, ``call``,
+    ``ctx``), else a field of the input record, optional where it has a default.
+
+    Args:
+        name: What the job is called in messages.
+        key: The field of the input record that names it: ``call.key``.
+        params: The job's parameters and their defaults; ``-p NAME=VALUE`` is parsed to the default's type.
+        context: A dataclass for the context style: each record gets one instance, built from its fields, which every
+            stage takes as ``ctx`` and fills in. The output is the input's fields and the context's.
+
+    Raises:
+        DefinitionError: ``context`` is no dataclass.
+    """
+
+    def __init__(
+        self,
+        name: str = "pipeline",
+        *,
+        key: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        context: type | None = None,
+    ) -> None:
+        where = _caller()
+        if context is not None and not (isinstance(context, type) and dataclasses.is_dataclass(context)):
+            raise DefinitionError(f"context must be a dataclass, not {context!r}", where=where)
+        self._draft = Draft(name, where, key, dict(params or {}), context)
+        self._prepare: Callable[[], object] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._draft.name
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name}: {', '.join(stage.name for stage in self._draft.stages) or 'no stages'}>"
+
+    # What a job file says
+
+    @overload
+    def stage(self, function: F, /) -> F: ...
+    @overload
+    def stage(self, /, **settings: Any) -> Callable[[F], F]: ...
+
+    def stage(self, function: Any = None, /, **settings: Any) -> Any:
+        """Make a function a stage: ``@pipeline.stage`` or ``@pipeline.stage(max_in_flight=64)``.
+
+        The function itself is returned unchanged, so that a test calls it directly.
+
+        Args:
+            settings: ``name`` (default: the function's), ``max_in_flight`` (calls in progress at once; 16),
+                ``queue_size`` (items that may wait in front of it; ``max(64, max_in_flight)``), ``run`` (``"async"``,
+                ``"thread"``, ``"process"``, ``"inline"``; by the kind of the function), ``on_error``
+                (``"dead_letter"``, ``"skip"``, ``"abort"`` or ``degrade(...)``), ``emit`` (whether the result is a
+                field of the output; true), ``version`` (text that is part of the stage's identity).
+
+        Raises:
+            SettingError: A setting is unknown or out of its range.
+        """
+        where = _caller()
+        if function is not None:
+            self._add(getattr(function, "__name__", ""), function, (), settings, where)
+            return function
+
+        def decorate(function: F) -> F:
+            name = settings.pop("name", None) or getattr(function, "__name__", "")
+            self._add(name, function, (), settings, where)
+            return function
+
+        return decorate
+
+    def add_stage(
+        self, name: str, function: Callable[..., Any], *, depends_on: Iterable[str] = (), **settings: Any
+    ) -> None:
+        """Add a stage by a call, for graphs that a program builds.
+
+        Args:
+            depends_on: Stages it comes after, besides those that its parameters name; ``results`` maps each of both to
+                its result. They may be added later.
+            settings: As for :meth:`stage`.
+        """
+        needs = (depends_on,) if isinstance(depends_on, str) else tuple(depends_on)
+        self._add(name, function, needs, settings, _caller())
+
+    @classmethod
+    def linear(cls, *functions: Callable[..., Any], name: str = "linear", **options: Any) -> Pipeline:
+        """One stage after another, each named after its function; ``options`` are those of :class:`Pipeline`."""
+        pipeline = cls(name, **options)
+        pipeline._draft.where = where = _caller()
+        before: tuple[str, ...] = ()
+        for function in functions:
+            step = getattr(function, "__name__", "")
+            pipeline._add(step, function, before, {}, _defined(function) or where)
+            before = (step,)
+        return pipeline
+
+    @overload
+    def resource(self, function: F, /) -> F: ...
+    @overload
+    def resource(self, /, *, name: str | None = None, scope: Scope = "run") -> Callable[[F], F]: ...
+
+    def resource(self, function: Any = None, /, *, name: str | None = None, scope: Scope = "run") -> Any:
+        """Make a function a resource: opened once per run before anything is read, closed after the last record.
+
+        An (async) generator yields the resource once and cleans up behind the ``yield``; an (async) function returns
+        it. Its parameters are ``params`` and other resources.
+
+        Args:
+            scope: ``"process"``: opened once in each worker process of the stages that take it, which all run there.
+
+        Raises:
+            DefinitionError: The scope is neither ``"run"`` nor ``"process"``.
+        """
+        where = _caller()
+        if scope not in ("run", "process"):
+            raise DefinitionError(f'the scope of a resource is "run" or "process", not {scope!r}', where=where)
+
+        def decorate(function: F) -> F:
+            called = name or str(getattr(function, "__name__", ""))
+            self._draft.resources.append(ResourceDraft(called, function, scope, where))
+            return function
+
+        return decorate if function is None else decorate(function)
+
+    def emit(self, *fields: str) -> None:
+        """Select the fields of the output record, in this order: input fields, stages, or fields of the context."""
+        self._draft.emitted = fields
+
+    def _add(
+        self, name: str, function: Callable[..., Any], depends_on: tuple[str, ...], settings: dict[str, Any], where: str
+    ) -> None:
+        for setting, value in settings.items():
+            if not (setting == "version" and value is None):
+                check_setting(name, setting, value, where)
+        self._draft.stages.append(StageDraft(name, function, depends_on, dict(settings), where))
+
+    # What a job does
+
+    def plan(self, overrides: Iterable[Override] = (), params: Mapping[str, Any] | None = None) -> Plan:
+        """The job resolved and checked, without running anything.
+
+        Raises:
+            DefinitionError: The job is wrong; with the place in its file.
+        """
+        return freeze(self._draft, tuple(overrides), params)
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The job's parameters with their defaults."""
+        return dict(self._draft.params)
+
+    async def execute(self, record: Any, *, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Run one record through all stages.
+
+        Returns:
+            The results by stage name, in the order of definition; in the context style, the context's fields.
+
+        Raises:
+            Exception: What a stage raised after its ``on_error`` was applied, with a note that names the stage.
+        """
+        from stageflow.runner import execute
+
+        return await execute(self, record, params)
+
+    async def run(self, source: Any, sink: Any, **options: Any) -> RunReport:
+        """Run every record of ``source`` and hand the output records to ``sink``.
+
+        Args:
+            source: A path (``"-"`` is standard input), an iterable or an async iterable of records of any kind; one
+                that is no mapping is reachable as ``record``.
+            sink: A path, a list, or a plain or async function that takes each output record.
+            options: Spelt as on the command line, see :class:`stageflow.runner.Options`.
+
+        Returns:
+            The account of the run, also where it was stopped by policy (``report.stopped``).
+
+        Raises:
+            DefinitionError, RequestError: Refused before anything was read.
+            StorageError: The sink failed; the run ended.
+            RunFailed: A bug in stageflow.
+        """
+        from stageflow.runner import run
+
+        return await run(self, source, sink, **options)
+
+    def run_sync(self, source: Any, sink: Any, *, loop: str = "auto", **options: Any) -> RunReport:
+        """:meth:`run` on a loop of its own: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` (uvloop if installed)."""
+        from stageflow.runner import run_on_loop
+
+        return run_on_loop(self.run(source, sink, **options), loop)
+
+    def stream(self, source: Any, **options: Any) -> AsyncIterator[dict[str, Any]]:
+        """The output records as they finish. While nobody takes them nothing more than ``max_open_records`` is read.
+
+        A failed record goes to ``dead=`` (a path, a list or a function), or is logged as a warning where there is none.
+        Leaving early cancels what is in flight; use ``contextlib.aclosing`` to have it done at once.
+        """
+        from stageflow.runner import stream
+
+        return stream(self, source, **options)
+
+    def pipe(self, **options: Any) -> Any:
+        """The job as an aiostream operator: ``stream.iterate(records) | pipeline.pipe() | pipe.take(5)``."""
+        from stageflow.adapters.streams import pipe_operator
+
+        return pipe_operator(lambda source: self.stream(source, **options))
+
+
+def _caller() -> str:
+    """The line outside this module that led here, as ``job.py:12``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+
+
+def _defined(function: Callable[..., Any]) -> str | None:
+    """The line on which a function begins, where it has one."""
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename.rpartition('/')[2]}:{code.co_firstlineno}" if isinstance(code, CodeType) else None

@@ -1,0 +1,146 @@
+"""One named step of a job: its function, its workers, its channel, its policies. A value: it runs nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from stageflow.errors import DefinitionError, SettingError
+from stageflow.graph import nearest
+from stageflow.policies.failure import Degrade, OnError
+
+__all__ = ["RESERVED", "Kind", "Parameter", "Run", "Setting", "Stage", "check_setting", "is_async", "parameters_of"]
+
+Run = Literal["async", "thread", "process", "inline"]
+Kind = Literal["stage", "resource", "field", "record", "results", "params", "call", "ctx"]
+
+RESERVED: Final = ("record", "results", "params", "call", "ctx")
+"""Parameter names that mean something by themselves; no stage and no resource may bear one."""
+
+DEFAULT_MAX_IN_FLIGHT: Final = 16
+SMALLEST_DEFAULT_QUEUE: Final = 64
+"""``queue_size`` where none is set is ``max(64, max_in_flight)``: room for one turn of all workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a handler and what its name was found to mean.
+
+    Args:
+        default: ``inspect.Parameter.empty`` where there is none; a default makes a field optional.
+        by_keyword: Whether it can be given by keyword only.
+    """
+
+    name: str
+    kind: Kind
+    default: Any = inspect.Parameter.empty
+    by_keyword: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value for a setting and where it came from, for ``stageflow check``."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A step of the job, checked and resolved.
+
+    Args:
+        parameters: What the handler is called with, in its own order.
+        dependencies: The stages it comes after, each once, in the order in which they were named.
+        where: The place of its definition, as ``job.py:12``.
+        origins: For each setting where its value came from.
+    """
+
+    name: str
+    handler: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    dependencies: tuple[str, ...]
+    max_in_flight: int
+    queue_size: int
+    run: Run
+    on_error: OnError
+    emit: bool
+    version: str | None
+    where: str
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_async(handler: Callable[..., Any]) -> bool:
+    """Whether calling ``handler`` gives a coroutine."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - we ask what it is
+
+
+def is_generator(handler: Callable[..., Any]) -> bool:
+    """Whether calling ``handler`` gives a generator of either kind."""
+    inner = getattr(handler, "__call__", None)  # noqa: B004 - we ask what it is
+    return any(test(f) for test in (inspect.isgeneratorfunction, inspect.isasyncgenfunction) for f in (handler, inner))
+
+
+def parameters_of(owner: str, handler: Callable[..., Any], where: str) -> tuple[inspect.Parameter, ...]:
+    """The parameters of a stage's or resource's function.
+
+    Raises:
+        DefinitionError: It is no function, has no signature, or takes ``*args`` or ``**kwargs``: names are the edges.
+    """
+    if not callable(handler):
+        raise DefinitionError(f"{owner}: {handler!r} is not a function", where=where)
+    try:
+        parameters = tuple(inspect.signature(handler).parameters.values())
+    except (TypeError, ValueError):
+        raise DefinitionError(
+            f"{owner}: the parameters of {handler!r} can't be read; wrap it in a function", where=where
+        ) from None
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            star = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+            raise DefinitionError(
+                f"{owner} takes {star}{parameter.name}: a parameter's name is the edge, so each must be named",
+                hint="take `record` for the whole input record, or `results` for all results it depends on",
+                where=where,
+            )
+    return parameters
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "max_in_flight": (_positive, "a positive integer"),
+    "queue_size": (_positive, "a positive integer"),
+    "run": (lambda value: value in get_args(Run), "one of " + ", ".join(map(repr, get_args(Run)))),
+    "on_error": (
+        lambda value: isinstance(value, Degrade) or value in ("dead_letter", "skip", "abort"),
+        '"dead_letter", "skip", "abort" or degrade(...)',
+    ),
+    "emit": (lambda value: isinstance(value, bool), "true or false"),
+    "version": (lambda value: isinstance(value, str), "text"),
+}
+
+
+def check_setting(stage: str, name: str, value: Any, where: str | None = None) -> None:
+    """Refuse a setting that is unknown or out of its range.
+
+    Raises:
+        SettingError: Naming the stage, the value and what is allowed.
+    """
+    if name not in _CHECKS:
+        near = nearest(name, _CHECKS)
+        hint = f'did you mean "{near}"?' if near else "settings are: " + ", ".join(_CHECKS)
+        raise SettingError(f'stage "{stage}" has no setting "{name}"', hint=hint, where=where)
+    if name == "max_in_flight" and value == "auto":
+        raise SettingError(f'stage "{stage}": max_in_flight="auto" is not available yet; give a number', where=where)
+    accepted, allowed = _CHECKS[name]
+    if not accepted(value):
+        raise SettingError(f'stage "{stage}": {name} must be {allowed}, not {value!r}', where=where)
