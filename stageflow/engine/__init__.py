@@ -1,0 +1,1 @@
+"""The engine: a plan's stages as worker pools joined by channels. It knows no file, no screen and no command line."""

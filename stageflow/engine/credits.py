@@ -1,0 +1,78 @@
+"""Admission at the source: a bound on the records that are admitted and not yet settled, whatever the graph.
+
+A join keeps its waiting items outside every channel, so channels alone do not bound a run. A credit is taken before a
+record enters and given back when its outcome has been written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+__all__ = ["Credits"]
+
+
+class Credits:
+    """``limit`` credits, handed out in the order in which they were asked for.
+
+    Attributes:
+        taken: Credits out now. ``peak``: the most that ever were.
+        closed: No more are given: admission has ended.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self.peak = 0
+        self.closed = False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def try_take(self) -> bool:
+        """Take a credit if one is there, nobody waits for it, and admission has not ended."""
+        if self.taken >= self.limit or self._waiting or self.closed:
+            return False
+        self.taken += 1
+        if self.taken > self.peak:
+            self.peak = self.taken
+        return True
+
+    async def take(self) -> bool:
+        """Wait for a credit. False where admission ended first. A cancelled wait holds none."""
+        while not self.try_take():
+            if self.closed:
+                return False
+            await self._turn()
+        return True
+
+    async def _turn(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._wake()  # the wake-up was ours and we do not use it: pass it on
+            raise
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+
+    def give(self, count: int = 1) -> None:
+        """Give credits back."""
+        self.taken -= count
+        assert self.taken >= 0, "more credits were given back than taken"
+        for _ in range(min(count, len(self._waiting))):
+            self._wake()
+
+    def close(self) -> None:
+        """End admission: who waits, and whoever comes, gets none."""
+        self.closed = True
+        while self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return

@@ -1,0 +1,129 @@
+"""A child process that calls one handler, over a pipe of its own.
+
+Children are spawned, not forked: a forked child would share locks, files and the loop's descriptors with a parent that
+runs threads. The pipe is anonymous and between our own processes, so pickling over it is safe. A child ends when its
+pipe does, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from stageflow.engine.resources import open_one
+from stageflow.errors import HandlerFailed
+
+__all__ = ["Child", "ChildSetup"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSetup:
+    """What a child needs before its first call; everything in it can be pickled by reference.
+
+    Args:
+        prepare: Called first: it makes the job's module importable. ``None`` where it is anyway.
+        handler: The stage's function, pickled.
+        resources: The process-scoped resources: ``(name, function, names it uses)``, pickled, in opening order.
+        params: The job's parameters.
+        takes: For each positional resource the handler's parameter name; they are added to every call by name.
+    """
+
+    prepare: Callable[[], object] | None
+    handler: bytes
+    resources: bytes
+    params: Any
+    takes: tuple[str, ...]
+
+
+class Child:
+    """One process and the parent's end of its pipe; used by one thread at a time."""
+
+    def __init__(self, setup: ChildSetup) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.alive = True
+
+    def call(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        """Call the handler in the child and wait for what it returns or raises.
+
+        Raises:
+            HandlerFailed: The child died, or what it returned can't be sent over.
+        """
+        try:
+            self._pipe.send((arguments, dict(named)))
+            failed, answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            self.alive = False
+            self._process.join(1.0)
+            code = self._process.exitcode
+            how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            raise HandlerFailed(f"worker died: {how}") from None
+        if failed:
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the child; a call in it is lost."""
+        self.alive = False
+        with contextlib.suppress(OSError):
+            self._pipe.close()
+        self._process.terminate()
+        self._process.join(1.0)
+
+
+def _serve(pipe: Connection, setup: ChildSetup) -> None:
+    """The child's life: set up, then one call at a time until the pipe closes."""
+    # Ctrl-C goes to the whole process group; it is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(_serve_calls(pipe, setup))
+
+
+async def _serve_calls(pipe: Connection, setup: ChildSetup) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            if setup.prepare is not None:
+                setup.prepare()
+            handler = pickle.loads(setup.handler)
+            opened = await _open(stack, setup)
+            given = {name: opened[name] for name in setup.takes}
+        except Exception as error:  # noqa: BLE001 - the job's own code; its first caller is told
+            with contextlib.suppress(EOFError, OSError):
+                pipe.recv()
+                _answer(pipe, True, error)
+            return
+        while True:
+            try:
+                arguments, named = pipe.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                value = handler(*arguments, **named, **given)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the item's failure, not the child's
+                _answer(pipe, True, error)
+            else:
+                _answer(pipe, False, value)
+
+
+async def _open(stack: contextlib.AsyncExitStack, setup: ChildSetup) -> dict[str, Any]:
+    opened: dict[str, Any] = {"params": setup.params}
+    for name, function, uses in pickle.loads(setup.resources):
+        opened[name] = await open_one(stack, function, [opened[use] for use in uses])
+    return opened
+
+
+def _answer(pipe: Connection, failed: bool, answer: Any) -> None:
+    try:
+        pipe.send((failed, answer))
+    except Exception as error:  # noqa: BLE001 - pickle raises whatever __reduce__ does
+        kind = "error" if failed else "result"
+        pipe.send((True, HandlerFailed(f"the {kind} {answer!r:.200} can't leave its process: {error}")))
