@@ -1,0 +1,5 @@
+"""``python -m stageflow``."""
+
+from stageflow.cli import main
+
+main()

@@ -1,0 +1,256 @@
+"""From bytes to entries: where lines end, and what each of them holds. No files, no loop.
+
+The rules, which follow JSON (RFC 8259) and what an editor calls a line:
+
+- A line ends at LF and nowhere else. A lone CR, U+0085 and U+2028 are ordinary bytes of a line; the CR of a CRLF is
+  white space to JSON. The last line needs no LF.
+- ``index`` counts physical lines from 0, blank ones included, so ``index + 1`` is the number an editor shows.
+- A byte order mark is dropped at the very start; anywhere else it is an error of its line.
+- Nothing is read as something else: what orjson would round (integers beyond 64 bits) is parsed exactly, and
+  what can't be written again (nesting deeper than the sink's limit) is refused here, by line number.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import orjson
+
+from stageflow.adapters.jsonl.decode import MAYBE_DEEP_BYTES, examined, has_long_digits, why_not_json
+from stageflow.errors import RecordError, RequestError
+from stageflow.item import BadRecord
+from stageflow.protocols import Entry
+
+__all__ = ["LineParser", "LineSplitter", "Oversized", "Portion", "readable_size"]
+
+RAW_KEPT_BYTES = 64 * 1024
+"""How much is kept of a line that is too long, or filled with NUL bytes."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class Oversized(NamedTuple):
+    """What is left of a line that was longer than the limit: its length in bytes, and how it began."""
+
+    length: int
+    head: bytes
+
+
+class Portion(NamedTuple):
+    """Whole lines, without their LF; ``long_digits``: one of them may hold 19 digits in a row."""
+
+    lines: list[bytes | Oversized]
+    long_digits: bool
+
+
+class LineSplitter:
+    """Cuts blocks of any size into lines at LF. Of a line beyond ``max_line_bytes`` only the head is kept."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._limit = max_line_bytes
+        self._parts: list[bytes] = []
+        self._length = 0
+
+    def feed(self, block: bytes) -> Portion | None:
+        """Take the next block; return the lines that end in it, if any does."""
+        first_end = block.find(b"\n")
+        if first_end < 0:
+            self._carry(block)
+            return None
+        last_end = block.rfind(b"\n")
+        self._carry(block[:first_end])
+        lines: list[bytes | Oversized] = [self._take()]
+        whole = block[first_end + 1 : last_end]
+        long_digits = _has_long_digits(lines[0]) or has_long_digits(whole)
+        if last_end > first_end:
+            lines += whole.split(b"\n")
+        if len(whole) > self._limit:
+            lines = [self._limited(line) for line in lines]
+        self._carry(block[last_end + 1 :])
+        return Portion(lines, long_digits)
+
+    def finish(self) -> Portion | None:
+        """The last line, where the input did not end with LF."""
+        if not self._length:
+            return None
+        line = self._take()
+        return Portion([line], _has_long_digits(line))
+
+    def _carry(self, piece: bytes) -> None:
+        if not piece:
+            return
+        self._length += len(piece)
+        self._parts.append(piece)
+        if self._length > self._limit:
+            self._parts = [_head(self._parts)]
+
+    def _take(self) -> bytes | Oversized:
+        parts, length = self._parts, self._length
+        self._parts, self._length = [], 0
+        if length > self._limit:
+            return Oversized(length, _head(parts))
+        return b"".join(parts)
+
+    def _limited(self, line: bytes | Oversized) -> bytes | Oversized:
+        if isinstance(line, Oversized) or len(line) <= self._limit:
+            return line
+        return Oversized(len(line), line[:RAW_KEPT_BYTES])
+
+
+class LineParser:
+    """Turns blocks into portions of entries. What is wrong with a line becomes a :class:`BadRecord` in its place.
+
+    Args:
+        path: What the user calls the input, ``-`` being standard input; for hints.
+        max_line_bytes: Longest line that is parsed, without its LF.
+
+    Attributes:
+        blank: Lines so far that held nothing but white space; they are skipped.
+    """
+
+    def __init__(self, path: str, max_line_bytes: int) -> None:
+        self.blank = 0
+        self._shell_path = "" if path == "-" else " " + shlex.quote(path)
+        self._limit = max_line_bytes
+        self._splitter = LineSplitter(max_line_bytes)
+        self._start: bytes | None = b""  # the first bytes, until there are enough to tell the encoding
+        self._next_index = 0
+        self._first_seen = False
+        self._lone_array: Entry | None = None
+
+    def feed(self, block: bytes) -> Iterator[Entry] | None:
+        """Take the next block; return the entries of the lines that end in it, decoded as they are iterated.
+
+        Raises:
+            RequestError: The input is no UTF-8 text, or (while iterating) one JSON array.
+        """
+        if self._start is not None:
+            self._start += block
+            if len(self._start) < 4:
+                return None
+            block = self._begin()
+        return self._portion(self._splitter.feed(block))
+
+    def finish(self) -> Iterator[Entry] | None:
+        """The entry of a last line without LF."""
+        portion = None
+        if self._start is not None:
+            portion = self._splitter.feed(self._begin())
+        last = self._splitter.finish()
+        if portion is not None and last is not None:
+            return self._portion(Portion(portion.lines + last.lines, True))
+        return self._portion(portion or last)
+
+    def close(self) -> None:
+        """The last portion was iterated.
+
+        Raises:
+            RequestError: All there was is one JSON array.
+        """
+        if self._lone_array is not None:
+            raise self._one_array()
+
+    def _begin(self) -> bytes:
+        start, self._start = self._start or b"", None
+        zeros = tuple(byte == 0 for byte in start[:4])
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros in (
+            (False, True, False, True),
+            (True, False, True, False),
+        ):
+            raise RequestError(
+                "input looks like UTF-16",
+                hint=f"convert it first: iconv -f UTF-16 -t UTF-8{self._shell_path}",
+            )
+        return start.removeprefix(_BOM)
+
+    def _portion(self, portion: Portion | None) -> Iterator[Entry] | None:
+        if portion is None:
+            return None
+        index = self._next_index
+        self._next_index += len(portion.lines)
+        entries = self._decode(portion, index)
+        return entries if self._first_seen else self._hold_lone_array(entries)
+
+    def _hold_lone_array(self, entries: Iterator[Entry]) -> Iterator[Entry]:
+        # One array over the whole file is refused as such. Whether a first line that is an array is the whole file
+        # is known at the next record, so that line is held until then.
+        for entry in entries:
+            if self._lone_array is None and _begins_with_array(entry):
+                if _continues_on_next_line(entry):
+                    raise self._one_array()
+                self._lone_array = entry
+                continue
+            self._first_seen = True
+            if self._lone_array is not None:
+                yield self._lone_array
+                self._lone_array = None
+            yield entry
+            break
+        yield from entries
+
+    def _one_array(self) -> RequestError:
+        return RequestError(
+            "input is one JSON array, not JSON lines",
+            hint=f"put each of its elements on a line of its own: jq -c '.[]'{self._shell_path}",
+        )
+
+    def _decode(self, portion: Portion, first_index: int) -> Iterator[Entry]:
+        # The hot loop: everything that is rare is told by one comparison each, and looked at elsewhere.
+        loads, long_digits = orjson.loads, portion.long_digits
+        for index, line in enumerate(portion.lines, first_index):
+            try:
+                record = loads(line)  # type: ignore[arg-type]  # it refuses an Oversized like any other bad line
+            except ValueError as error:
+                if (bad := self._refusal(line, index, error)) is not None:
+                    yield index, bad
+                continue
+            if type(record) is not dict or len(line) > MAYBE_DEEP_BYTES or long_digits:
+                record = examined(line, record, index, long_digits=long_digits)  # type: ignore[arg-type]
+            yield index, record
+
+    def _refusal(self, line: bytes | Oversized, index: int, error: ValueError) -> BadRecord | None:
+        if isinstance(line, Oversized):
+            message = f"RecordTooLarge: {readable_size(line.length)} > {readable_size(self._limit, exact=True)}"
+            return BadRecord(RecordError(message, line=index + 1), line.head)
+        if not line.strip(b" \t\r"):
+            self.blank += 1
+            return None
+        assert isinstance(error, orjson.JSONDecodeError)
+        message, column = why_not_json(line, error)
+        raw = line[:RAW_KEPT_BYTES] if b"\0" in line else line
+        return BadRecord(RecordError(message, line=index + 1, column=column), raw)
+
+
+def readable_size(length: int, *, exact: bool = False) -> str:
+    """``length`` bytes in the largest unit that fits; ``exact`` leaves out decimals that say nothing."""
+    for unit, name in ((1024 * 1024, "MiB"), (1024, "KiB")):
+        if length >= unit:
+            return f"{length / unit:g} {name}" if exact else f"{length / unit:.1f} {name}"
+    return f"{length} bytes"
+
+
+def _has_long_digits(line: bytes | Oversized) -> bool:
+    return not isinstance(line, Oversized) and has_long_digits(line)
+
+
+def _head(parts: list[bytes]) -> bytes:
+    head = bytearray()
+    for part in parts:
+        head += part[: RAW_KEPT_BYTES - len(head)]
+    return bytes(head)
+
+
+def _begins_with_array(entry: Entry) -> bool:
+    _, value = entry
+    return isinstance(value, BadRecord) and value.raw.lstrip().startswith(b"[")
+
+
+def _continues_on_next_line(entry: Entry) -> bool:
+    raw = entry[1].raw.rstrip()
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        return error.pos >= len(raw.decode(errors="replace"))
+    return False

@@ -1,0 +1,274 @@
+"""The command line: click commands, thin over the runner.
+
+What the user gets to see of an error is two lines on stderr, ``stageflow: error: ...`` and ``  hint: ...``; a traceback
+means a bug in stageflow. Nothing but records, or what was asked for with ``--json`` and the like, goes to stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from stageflow.errors import RequestError, RunFailed, StageflowError
+from stageflow.loader import Job, load
+from stageflow.plan import Override, Plan
+from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
+
+__all__ = ["cli", "main"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point: runs a command and exits with its code."""
+    sys.exit(invoke(arguments))
+
+
+def invoke(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit code. Errors have been told on stderr.
+    """
+    try:
+        code = cli.main(
+            args=list(arguments) if arguments is not None else None, prog_name="stageflow", standalone_mode=False
+        )
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.exceptions.NoArgsIsHelpError as help_:
+        click.echo(help_.format_message(), err=True)
+        return 2
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        hint = f"{error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else None
+        _tell(error.format_message().rstrip("."), hint)
+        return 2
+    except StageflowError as error:
+        _tell(str(error), error.hint)
+        return error.exit_code
+    except RunFailed as failure:
+        traceback.print_exception(failure)
+        _tell(failure.message, "the traceback above belongs into the report")
+        return failure.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _tell(message: str, hint: str | None) -> None:
+    # A closed stderr must not turn one exit code into another.
+    try:
+        click.echo(f"stageflow: error: {message}", err=True)
+        if hint:
+            click.echo(f"  hint: {hint}", err=True)
+    except OSError:
+        pass
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="stageflow", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run plain Python functions as a pipeline over JSON lines: every service as busy as allowed, no record lost."""
+
+
+# Options that several commands share
+
+
+def _job_options(command: F) -> F:
+    """What changes the job: settings and parameters."""
+    for option in reversed(
+        [
+            click.option(
+                "--max-in-flight", metavar="[STAGE=]N", multiple=True, help="Calls in progress at once. Repeatable."
+            ),
+            click.option(
+                "--queue-size",
+                metavar="[STAGE=]N",
+                multiple=True,
+                help="Items that may wait in front of a stage. Repeatable.",
+            ),
+            click.option(
+                "--set",
+                "pairs",
+                metavar="STAGE.SETTING=VALUE",
+                multiple=True,
+                help="Any setting of a stage. Repeatable.",
+            ),
+            click.option(
+                "-p", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the job. Repeatable."
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _overrides(job: Job, given: Mapping[str, Any]) -> tuple[Override, ...]:
+    """All settings from outside the job file, weakest first."""
+    return (
+        *from_file(job.folder),
+        *from_environment(os.environ),
+        *from_pairs(given["pairs"]),
+        *from_amounts("queue_size", given["queue_size"], "--queue-size"),
+        *from_amounts("max_in_flight", given["max_in_flight"], "--max-in-flight"),
+    )
+
+
+def _plan(job: Job, given: Mapping[str, Any]) -> Plan:
+    return job.pipeline.plan(_overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
+
+
+_LOOP = click.option(
+    "--loop",
+    type=click.Choice(["auto", "uvloop", "asyncio"]),
+    default="auto",
+    show_default=True,
+    help="The event loop; auto is uvloop where it is installed.",
+)
+
+
+# Run
+
+
+@cli.command(name="run", short_help="Run a job over a file of JSON lines.")
+@click.argument("job")
+@click.argument("input_", metavar="INPUT")
+@click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file of results, or - for standard output.")
+@_job_options
+@click.option("--dead", metavar="PATH", help="Where dead letters go.  [default: OUTPUT.dead.jsonl]")
+@click.option(
+    "--order",
+    type=click.Choice(["input", "completion"]),
+    help="Order of the results.  [default: input; completion for -]",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read at most N records.")
+@click.option("--fresh", is_flag=True, help="Rename existing output files (never delete them) and start anew.")
+@click.option(
+    "--on-bad-input",
+    type=click.Choice(["dead", "stop"]),
+    default="dead",
+    show_default=True,
+    help="What an unreadable line does: become a dead letter, or stop the run.",
+)
+@click.option(
+    "--max-open-records",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Records admitted and not yet written.  [default: what workers and channels hold]",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a stopped run may finish what is in flight.",
+)
+@_LOOP
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "log", "off"]),
+    default="auto",
+    show_default=True,
+    help="How progress is shown on stderr.",
+)
+@click.option(
+    "--summary",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="The account at the end: a table on stderr, or one line of JSON on stdout.",
+)
+def run_command(job: str, input_: str, output: str, **given: Any) -> int:
+    """Run JOB over the records of INPUT.
+
+    JOB is path.py, path.py:name or package.module:name; its code is run. INPUT and OUTPUT may be -. Results go to
+    OUTPUT, records that failed to OUTPUT.dead.jsonl.
+    """
+    from stageflow.command import run_job
+
+    if given["summary"] == "json" and output == "-":
+        raise RequestError("--summary json and -o - both want standard output", hint="write the results to a file")
+    return run_job(job, input_, output, given, _overrides)
+
+
+# Check and graph
+
+
+@cli.command(name="check", short_help="Check a job without running it.")
+@click.argument("job")
+@click.argument("input_", metavar="[INPUT]", required=False)
+@_job_options
+def check_command(job: str, input_: str | None, **given: Any) -> int:
+    """Refuse or pass JOB, and print its stages, edges and settings with where each came from.
+
+    The job file is imported, so its top level is run; no stage is. With INPUT the fields of its first records are
+    checked against what the stages take.
+    """
+    loaded = load(job)
+    plan = _plan(loaded, given)
+    from stageflow.report.listing import describe_plan
+
+    click.echo(describe_plan(plan))
+    if input_ is not None:
+        from stageflow.runner import look_ahead, source_of
+
+        source = source_of(input_)
+        source.check()
+        looked = look_ahead(plan, source)
+        click.echo(f"input {input_}: the first {looked} records have every field that the stages require")
+    return 0
+
+
+@cli.command(name="graph", short_help="Draw a job.")
+@click.argument("job")
+@click.option(
+    "--format", "format_", type=click.Choice(["text", "mermaid", "dot", "svg"]), default="text", show_default=True
+)
+@_job_options
+def graph_command(job: str, format_: str, **given: Any) -> int:
+    """Draw the graph of JOB on standard output."""
+    from stageflow.report.picture import Picture, PictureNode, render
+
+    plan = _plan(load(job), given)
+    stages = [plan.stages[name] for name in plan.order]
+    nodes = tuple(PictureNode(s.name, s.run, s.max_in_flight, s.queue_size) for s in stages)
+    click.echo(render(Picture(plan.name, nodes, plan.edges), format_))
+    return 0
+
+
+# Bench
+
+
+@cli.command(name="bench", short_help="Measure throughput over a range of settings.")
+@click.argument("job")
+@click.argument("input_", metavar="INPUT")
+@click.option(
+    "--sweep", metavar="STAGE=N,N,...", multiple=True, help="Values of max_in_flight to try. Several are combined."
+)
+@click.option("--sweep-queue", metavar="STAGE=N,N,...", multiple=True, help="Values of queue_size to try.")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Runs per setting; the median is shown."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N records.")
+@click.option("--yes", is_flag=True, help="Make the calls without --limit.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output instead of the table.")
+@_job_options
+@_LOOP
+def bench_command(job: str, input_: str, **given: Any) -> int:
+    """Run JOB over INPUT once per setting and repeat, throw the results away, and print records per second.
+
+    The calls are real: it says first how many it will make, and wants --limit or --yes.
+    """
+    from stageflow.sweep import sweep
+
+    return sweep(load(job), input_, given, _overrides)
+
+
+if __name__ == "__main__":
+    main()

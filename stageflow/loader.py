@@ -1,0 +1,156 @@
+"""From ``path.py``, ``path.py:name`` or ``package.module:name`` to a pipeline, with errors at the job's own lines.
+
+A job is code and is run with the rights of whoever loads it, by ``check`` and ``graph`` too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+from stageflow.errors import DefinitionError, JobLoadError
+from stageflow.graph import nearest
+from stageflow.pipeline import Pipeline
+
+__all__ = ["Job", "import_file", "load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A loaded job: its pipeline, and the folder where ``stageflow.toml`` may stand."""
+
+    pipeline: Pipeline
+    folder: Path
+
+
+def load(reference: str) -> Job:
+    """Load a job.
+
+    Raises:
+        JobLoadError: There is no such file or module, it does not compile, it raises or exits while it is imported, or
+            holds no pipeline, or several and none was named.
+        DefinitionError: The job file refused itself: a setting out of range, for instance.
+    """
+    target, name = _split(reference)
+    if target.endswith(".py") or os.sep in target or Path(target).is_file():
+        path = Path(target)
+        if not path.is_file():
+            raise JobLoadError(f"cannot read job {target}: no such file", hint=_nearby(path))
+        module_name = f"stageflow_job_{path.stem}"
+        folder, shown = path.resolve().parent, path.name
+        module = _guarded(functools.partial(import_file, module_name, str(path.resolve())), shown, folder)
+        pipeline = _pick(module, name, shown)
+        pipeline._prepare = functools.partial(import_file, module_name, str(path.resolve()))
+        return Job(pipeline, folder)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    module = _guarded(functools.partial(importlib.import_module, target), target, Path.cwd())
+    folder = Path(module.__file__).resolve().parent if module.__file__ else Path.cwd()
+    return Job(_pick(module, name, target), folder)
+
+
+def import_file(name: str, path: str) -> ModuleType:
+    """Import a file under a name of ours, its folder importable. In a worker process too, so it can be pickled by name.
+
+    The name can't hide a module of the standard library, whatever the file is called.
+    """
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == path:
+        return known
+    folder = os.path.dirname(path)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a file that ends in .py has a loader"
+    assert spec.loader is not None, "a file that ends in .py has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _split(reference: str) -> tuple[str, str | None]:
+    target, colon, name = reference.rpartition(":")
+    if colon and target and os.sep not in name:
+        return target, name
+    return reference, None
+
+
+def _nearby(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path()
+    near = nearest(path.name, [p.name for p in folder.glob("*.py")])
+    return f"did you mean {folder / near}?" if near else "JOB is path.py, path.py:name or package.module:name"
+
+
+def _guarded(importing: functools.partial[ModuleType], shown: str, folder: Path) -> ModuleType:
+    """Import, and put whatever goes wrong in terms of the job's own lines."""
+    try:
+        return importing()
+    except DefinitionError:
+        raise
+    except SyntaxError as error:
+        place = f"{os.path.basename(error.filename or shown)}:{error.lineno}"
+        caret = f"{(error.text or '').rstrip()}\n{' ' * ((error.offset or 1) - 1)}^" if error.text else ""
+        raise JobLoadError(
+            f"{error.msg}" + (f"\n{caret}" if caret else ""), where=place, hint="mend the line"
+        ) from None
+    except ModuleNotFoundError as error:
+        if error.name == importing.args[0]:
+            raise JobLoadError(
+                f'there is no module "{error.name}"', hint="JOB is path.py, path.py:name or package.module:name"
+            ) from None
+        raise JobLoadError(
+            f'cannot import "{error.name}"',
+            where=_place(error.__traceback__, folder) or shown,
+            hint=f"is it installed in this environment? ({sys.executable} -m pip install ...)",
+        ) from None
+    except SystemExit as error:
+        raise JobLoadError(
+            f"the job called sys.exit({error.code!r}) while it was imported",
+            where=_place(error.__traceback__, folder) or shown,
+        ) from None
+    except Exception as error:
+        where = _place(error.__traceback__, folder) or shown
+        raise JobLoadError(
+            f"{type(error).__name__} while the job was imported: {error}",
+            where=where,
+            hint=f"python {shown} shows the whole traceback" if shown.endswith(".py") else None,
+        ) from error
+
+
+def _place(trace: TracebackType | None, folder: Path) -> str | None:
+    """The innermost line of the job's own files in a traceback."""
+    own = [
+        f
+        for f in traceback.extract_tb(trace)
+        if f.filename.startswith(str(folder)) and "site-packages" not in f.filename
+    ]
+    return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else None
+
+
+def _pick(module: ModuleType, name: str | None, shown: str) -> Pipeline:
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline)}
+    if name is not None:
+        if name not in found:
+            near = nearest(name, found)
+            hint = f"did you mean {shown}:{near}?" if near else "pipelines there: " + (", ".join(found) or "none")
+            raise JobLoadError(f'{shown} has no pipeline "{name}"', hint=hint)
+        return found[name]
+    if not found:
+        raise JobLoadError(f"{shown} has no pipeline", hint='it needs one: pipeline = Pipeline("name")')
+    if len({id(pipeline) for pipeline in found.values()}) > 1:
+        raise JobLoadError(
+            f"{shown} has several pipelines: {', '.join(found)}", hint=f"name one: {shown}:{next(iter(found))}"
+        )
+    return next(iter(found.values()))

@@ -1,0 +1,125 @@
+"""What a run comes to, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stageflow.counters import StageCounters
+
+__all__ = ["RunReport", "StageReport"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """One stage's account: ``received == passed + dropped + dead + cancelled``.
+
+    Args:
+        passed: Items that went on; ``degraded`` and ``skipped`` are among them.
+        cancelled: Items given back unfinished because another branch or the run had ended.
+        p50, p95: Seconds in the handler, per attempt, within 9 %; ``None`` where there was none.
+        busy, blocked, starved: Shares (0 to 1) of the time of all ``max_in_flight`` workers: in the handler, waiting
+            for room in the next channel, and without work. They sum to 1.
+        peak_in_flight, peak_depth: The most calls in progress at once, and the most items waiting in its channel.
+        run: Where the handler runs, as in the stage's setting: it decides whether more workers could help.
+    """
+
+    name: str
+    max_in_flight: int
+    queue_size: int
+    received: int
+    passed: int
+    degraded: int
+    skipped: int
+    dropped: int
+    dead: int
+    cancelled: int
+    retries: int
+    p50: float | None
+    p95: float | None
+    busy: float
+    blocked: float
+    starved: float
+    peak_in_flight: int
+    peak_depth: int
+    run: str = "async"
+
+    @classmethod
+    def of(
+        cls,
+        counters: StageCounters,
+        *,
+        name: str,
+        max_in_flight: int,
+        queue_size: int,
+        received: int,
+        peak_depth: int,
+        seconds: float,
+        run: str = "async",
+    ) -> StageReport:
+        """The report of a stage that ran for ``seconds``."""
+        worker_seconds = max(seconds * max_in_flight, 1e-9)
+        busy = min(1.0, counters.busy_seconds / worker_seconds)
+        blocked = min(1.0 - busy, counters.blocked_seconds / worker_seconds)
+        return cls(
+            name=name,
+            max_in_flight=max_in_flight,
+            queue_size=queue_size,
+            received=received,
+            passed=counters.passed,
+            degraded=counters.degraded,
+            skipped=counters.skipped,
+            dropped=counters.dropped,
+            dead=counters.dead,
+            cancelled=counters.cancelled,
+            retries=counters.retries,
+            p50=counters.latency.quantile(0.5),
+            p95=counters.latency.quantile(0.95),
+            busy=busy,
+            blocked=blocked,
+            starved=1.0 - busy - blocked,
+            peak_in_flight=counters.peak_in_flight,
+            peak_depth=peak_depth,
+            run=run,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """A whole run: ``read == written + dropped + dead + not_done``, in input records.
+
+    Args:
+        read: Records and unreadable lines taken from the source; ``blank`` lines are not among them.
+        bad: Those of ``dead`` that were unreadable lines.
+        not_done: Read but not settled, because the run was stopped.
+        seconds: From the opening of the resources to the last record written.
+        stopped: Why the run ended before its input did; ``None`` where it did not.
+        exit_code: What ``stageflow run`` exits with.
+        stages: By name, in execution order.
+        peak_open: The most records admitted and not yet settled.
+    """
+
+    pipeline: str
+    read: int
+    blank: int
+    bad: int
+    written: int
+    dropped: int
+    dead: int
+    not_done: int
+    seconds: float
+    stopped: str | None
+    exit_code: int
+    peak_open: int
+    max_open_records: int
+    stages: Mapping[str, StageReport] = field(default_factory=dict)
+
+    @property
+    def per_second(self) -> float:
+        """Input records settled per second."""
+        return (self.written + self.dropped + self.dead) / max(self.seconds, 1e-9)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain dicts and numbers, for JSON."""
+        return {**asdict(self), "per_second": self.per_second}

@@ -1,0 +1,333 @@
+"""What a run came to, on one screen: the balance, a table of the stages, and the one sentence about the bottleneck.
+
+How the bottleneck is found
+---------------------------
+
+A worker is busy (in its handler), blocked (waiting for room in the next channel) or starved (waiting for an item, or
+for a permit of its rate limit). What binds a pipeline is busy; what stands before it is blocked; what stands after it
+starves. The rules, the first that holds decides:
+
+1. **Too little.** Fewer than 100 records or 0.2 s show the start and the end of a run, and not what it settles at.
+2. **The event loop.** Calls of ``run="inline"`` run on the loop one at a time, however many workers there are, so
+   their shares are taken of one worker and added up. An async stage whose calls never once overlapped, though items
+   were waiting and workers free, is counted in: it computes without awaiting. Together 85 % bind the whole run; 70 %
+   do where no stage (rule 3) is busier. More workers help nothing; a process does.
+3. **A busy stage.** The busiest that is not itself held back (blocked under 15 % of the time) and busy for 70 % or
+   more, if work piled up before it: an earlier stage was blocked, or its own channel was full. At 90 % it needs no
+   such witness. Whatever is as busy is named with it, because widening one alone would only move the bottleneck.
+4. **Nothing worth waiting for.** All calls take under 1 ms and there are over a thousand a second: what is left is
+   the cost of reading, handing over and writing.
+5. **A stage is blocked, though none is busy.** The stage whose channel was full after the last blocked one waits for
+   permits: its rate limit binds. If there is none, the last blocked stage waits for the output.
+6. **The bound on open records was reached**, though no stage was busy: retries wait outside the stages, or the output
+   is slow.
+7. **A channel was full, but nobody blocked**: the first stage's rate limit, or input that comes in bursts.
+8. **All starve**: the input is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from stageflow.report.stats import RunReport, StageReport
+from stageflow.report.text import cells, clip, count, duration, pad, percent, printable
+
+__all__ = ["bottleneck", "summary_json", "summary_text"]
+
+_ENOUGH_RECORDS = 100
+_ENOUGH_SECONDS = 0.2
+_BUSY = 0.7
+_SURELY_BUSY = 0.9
+_LOOP_FULL = 0.85
+_AS_BUSY = 0.05
+_BLOCKED = 0.15
+_QUICK_SECONDS = 0.001
+_QUICK_PER_SECOND = 1000.0
+_RETRIES_MATTER = 0.05
+
+_GAP = "  "
+
+
+def summary_text(report: RunReport, *, width: int = 100) -> str:
+    """The balance, the table and the bottleneck, for a terminal; no line ends in a newline but the inner ones.
+
+    Args:
+        report: The run.
+        width: Columns there are, >= 20. A table that is wider is cut into several, by columns; the sentence is not cut.
+    """
+    parts = ["\n".join(_head(report))]
+    stages = list(report.stages.values())
+    if stages:
+        parts += ["\n".join(table) for table in _tables(stages, width)]
+    return "\n\n".join([*parts, bottleneck(report)])
+
+
+def summary_json(report: RunReport) -> str:
+    """The report as one line of JSON, ASCII only, with the sentence under ``bottleneck``."""
+    return json.dumps({**report.as_dict(), "bottleneck": bottleneck(report)})
+
+
+def _head(report: RunReport) -> list[str]:
+    terms = [f"{count(report.written)} written", f"{count(report.dropped)} dropped", f"{count(report.dead)} dead"]
+    if report.not_done:
+        terms.append(f"{count(report.not_done)} not done")
+    speed = f"{report.per_second:,.0f}" if report.per_second >= 9.95 else f"{report.per_second:.2g}"
+    lines = [f"{count(report.read)} read = {' + '.join(terms)} in {duration(report.seconds)} ({speed} records/s)"]
+    notes = []
+    if report.bad:
+        notes.append(f"{count(report.bad)} of the dead could not be read as records")
+    if report.blank:
+        notes.append(f"{_records(report.blank, 'blank line')} left out")
+    if notes:
+        lines.append("; ".join(notes))
+    if report.stopped is not None:
+        lines.append(f"stopped: {printable(report.stopped)}")
+    return lines
+
+
+# The table
+
+
+class _Column(NamedTuple):
+    title: str
+    values: list[str]
+    always: bool = True
+
+    @property
+    def needed(self) -> bool:
+        return self.always or any(value != "0" for value in self.values)
+
+    @property
+    def width(self) -> int:
+        return max(map(cells, chain(self.title.split("\n"), self.values)))
+
+
+def _tables(stages: Sequence[StageReport], width: int) -> list[list[str]]:
+    """One table if it fits, else the items and the times apart, each in as many pieces as it takes."""
+    names = _Column("stage", [clip(printable(stage.name), max(8, width // 3)) for stage in stages])
+    items = [column for column in _item_columns(stages) if column.needed]
+    times = _time_columns(stages)
+    pieces = _pieces(names, items + times, width)
+    if len(pieces) > 1:
+        pieces = [*_pieces(names, items, width), *_pieces(names, times, width)]
+    return [_lines([names, *piece]) for piece in pieces]
+
+
+def _item_columns(stages: Sequence[StageReport]) -> list[_Column]:
+    def column(title: str, values: Sequence[int], *, always: bool = False) -> _Column:
+        return _Column(title, [count(value) for value in values], always)
+
+    return [
+        column("received", [stage.received for stage in stages], always=True),
+        column("passed", [stage.passed for stage in stages], always=True),
+        column("degraded", [stage.degraded for stage in stages]),
+        column("skipped", [stage.skipped for stage in stages]),
+        column("dropped", [stage.dropped for stage in stages]),
+        column("dead", [stage.dead for stage in stages], always=True),
+        column("cancelled", [stage.cancelled for stage in stages]),
+        column("retries", [stage.retries for stage in stages]),
+    ]
+
+
+def _time_columns(stages: Sequence[StageReport]) -> list[_Column]:
+    def time(seconds: float | None) -> str:
+        return "-" if seconds is None else duration(seconds)
+
+    return [
+        _Column("p50", [time(stage.p50) for stage in stages]),
+        _Column("p95", [time(stage.p95) for stage in stages]),
+        _Column("busy", [percent(stage.busy) for stage in stages]),
+        _Column("starved", [percent(stage.starved) for stage in stages]),
+        _Column("blocked", [percent(stage.blocked) for stage in stages]),
+        _Column("peak in\nflight", [f"{count(stage.peak_in_flight)}/{count(stage.max_in_flight)}" for stage in stages]),
+        _Column("peak\nqueue", [f"{count(stage.peak_depth)}/{count(stage.queue_size)}" for stage in stages]),
+    ]
+
+
+def _pieces(names: _Column, columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """The columns in as many runs as it takes for each to fit into ``width`` beside the names."""
+    pieces: list[list[_Column]] = []
+    room = 0
+    for column in columns:
+        need = len(_GAP) + column.width
+        if not pieces or need > room:
+            pieces.append([])
+            room = width - names.width
+        pieces[-1].append(column)
+        room -= need
+    return pieces
+
+
+def _lines(columns: Sequence[_Column]) -> list[str]:
+    titles = [column.title.split("\n") for column in columns]
+    height = max(map(len, titles))
+    rows = [list(row) for row in zip(*([""] * (height - len(title)) + title for title in titles), strict=True)]
+    rows += [list(row) for row in zip(*(column.values for column in columns), strict=True)]
+    widths = [column.width for column in columns]
+    return [
+        _GAP.join(pad(cell, widths[place], right=place > 0) for place, cell in enumerate(row)).rstrip() for row in rows
+    ]
+
+
+# The sentence
+
+
+def bottleneck(report: RunReport) -> str:
+    """One sentence: what bound the throughput, and what would widen it. The module's docstring has the rules."""
+    stages = list(report.stages.values())
+    settled = report.written + report.dropped + report.dead
+    if not stages or settled < _ENOUGH_RECORDS or report.seconds < _ENOUGH_SECONDS:
+        return f"{_records(settled)} in {duration(report.seconds)} are too little to judge what binds the throughput."
+    calls_per_second = sum(stage.received for stage in stages) / report.seconds
+    return (
+        _event_loop(stages)
+        or _busy_stage(stages)
+        or _nothing_to_wait_for(stages, calls_per_second)
+        or _blocked_stages(stages)
+        or _open_records(report, stages)
+        or _full_channel(stages)
+        or _input(stages)
+    )
+
+
+def _records(number: int, what: str = "record") -> str:
+    return f"{count(number)} {what}" if number == 1 else f"{count(number)} {what}s"
+
+
+def _full(stage: StageReport) -> bool:
+    return stage.peak_depth >= stage.queue_size
+
+
+def _holds_loop(stage: StageReport) -> bool:
+    if stage.run == "inline":
+        return True
+    # Items waited (depth over 1) beside idle workers, and still there was never a second call: none of them awaits.
+    alone = stage.run == "async" and stage.peak_in_flight <= 1 < stage.max_in_flight
+    return alone and stage.peak_depth > 1 and _of_one_worker(stage) >= _BUSY
+
+
+def _of_one_worker(stage: StageReport) -> float:
+    return min(1.0, stage.busy * stage.max_in_flight)
+
+
+def _busiest(stages: Sequence[StageReport]) -> StageReport | None:
+    free = [stage for stage in stages if stage.blocked < _BLOCKED and stage.busy >= _BUSY and not _holds_loop(stage)]
+    return max(free, key=lambda stage: stage.busy, default=None)
+
+
+def _event_loop(stages: Sequence[StageReport]) -> str | None:
+    holders = [stage for stage in stages if _holds_loop(stage)]
+    share = min(1.0, sum(map(_of_one_worker, holders)))
+    busiest = _busiest(stages)
+    if share < _BUSY or (share < _LOOP_FULL and busiest is not None and busiest.busy > share):
+        return None
+    worst = max(holders, key=_of_one_worker)
+    name = printable(worst.name)
+    if worst.run == "inline":
+        why = "it runs inline, one call at a time,"
+    else:
+        why = "it computes on the event loop, where its calls never overlapped,"
+    others = ", ".join(printable(stage.name) for stage in holders if stage is not worst)
+    whole = f" together with {others}" if others else ""
+    return (
+        f"{name} is the bottleneck: {why} and held everything up for {percent(share)} of the time{whole}; "
+        f'more workers can\'t help, a plain function with run="process" can.'
+    )
+
+
+def _busy_stage(stages: Sequence[StageReport]) -> str | None:
+    stage = _busiest(stages)
+    if stage is None:
+        return None
+    earlier = stages[: stages.index(stage)]
+    if stage.busy < _SURELY_BUSY and not _full(stage) and all(other.blocked < _BLOCKED for other in earlier):
+        return None
+    as_busy = [
+        other
+        for other in stages
+        if other is not stage
+        and other.blocked < _BLOCKED
+        and other.busy >= max(_SURELY_BUSY, stage.busy - _AS_BUSY)
+        and not _holds_loop(other)
+    ]
+    names = "".join(f", and so were those of {printable(other.name)}" for other in as_busy)
+    return (
+        f"{printable(stage.name)} is the bottleneck: {_workers(stage)} busy {percent(stage.busy)} of the time{names}; "
+        f"{_how_to_widen([stage, *as_busy])}."
+    )
+
+
+def _workers(stage: StageReport) -> str:
+    return "its one worker was" if stage.max_in_flight == 1 else f"its {count(stage.max_in_flight)} workers were"
+
+
+def _how_to_widen(stages: Sequence[StageReport]) -> str:
+    options = " ".join(
+        f"--max-in-flight {shlex.quote(f'{printable(stage.name)}={2 * stage.max_in_flight}')}" for stage in stages
+    )
+    kinds = {stage.run for stage in stages}
+    if "thread" in kinds:
+        return f'try {options} if it waits for a service, or run="process" if it computes'
+    if "process" in kinds:
+        return f"try {options} if the machine has cores to spare"
+    return f"try {options}"
+
+
+def _nothing_to_wait_for(stages: Sequence[StageReport], calls_per_second: float) -> str | None:
+    quick = all(stage.p50 is None or stage.p50 < _QUICK_SECONDS for stage in stages)
+    if not quick or calls_per_second < _QUICK_PER_SECOND:
+        return None
+    return (
+        "No stage is the bottleneck: calls take under 1 ms, so reading, handing over and writing are what is left; "
+        "fewer and larger stages would cost less."
+    )
+
+
+def _blocked_stages(stages: Sequence[StageReport]) -> str | None:
+    blocked = [place for place, stage in enumerate(stages) if stage.blocked >= _BLOCKED]
+    if not blocked:
+        return None
+    waiting = [stage for stage in stages[blocked[-1] + 1 :] if _full(stage)]
+    if waiting:
+        stage = max(waiting, key=lambda stage: stage.busy)
+        return (
+            f"{printable(stage.name)} is the bottleneck: its queue was full while {_workers(stage)} busy only "
+            f"{percent(stage.busy)} of the time, so raise its rate limit; more workers can't help."
+        )
+    last = stages[blocked[-1]]
+    return (
+        f"The output is the bottleneck: {printable(last.name)} was blocked {percent(last.blocked)} of the time and no "
+        "stage was busy; a faster disk or sink would help, more workers can't."
+    )
+
+
+def _open_records(report: RunReport, stages: Sequence[StageReport]) -> str | None:
+    if not 0 < report.max_open_records <= report.peak_open:
+        return None
+    places = f"all {count(report.max_open_records)} places for open records were taken while no stage was busy"
+    try_more = f"try --max-open-records {2 * report.max_open_records}"
+    if sum(stage.retries for stage in stages) >= _RETRIES_MATTER * report.read:
+        return f"Waiting for retries is the bottleneck: {places}; {try_more}."
+    return f"The bound on open records is the bottleneck: {places}; {try_more}, or look at how fast the output is."
+
+
+def _full_channel(stages: Sequence[StageReport]) -> str | None:
+    stage = next(filter(_full, stages), None)
+    if stage is None:
+        return None
+    return (
+        f"{printable(stage.name)} held the run back: its queue was full though {_workers(stage)} busy only "
+        f"{percent(stage.busy)} of the time, so raise its rate limit, unless the input comes in bursts."
+    )
+
+
+def _input(stages: Sequence[StageReport]) -> str:
+    stage = max(stages, key=lambda stage: stage.busy)
+    return (
+        f"The input is the bottleneck: no stage waited for the next, and the busiest, {printable(stage.name)}, "
+        f"was busy {percent(stage.busy)} of the time; more workers can't help."
+    )
