@@ -21,6 +21,7 @@ from stageflow.plan import Override
 from stageflow.report.progress import Progress, make_progress
 from stageflow.report.stats import RunReport
 from stageflow.report.summary import summary_json, summary_text
+from stageflow.report.text import printable
 from stageflow.runner import Options, Run, guarded, run_on_loop
 from stageflow.settings import parse_params
 
@@ -45,11 +46,12 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     """
     data = _claim_stdout() if output == "-" else None
     job = load(reference)
-    progress = make_progress(given["progress"], sys.stderr, dead=given["dead"] or f"{output}.dead.jsonl")
+    dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
+    progress = make_progress(given["progress"], sys.stderr, dead=dead)
     options = Options(
         params=parse_params(given["params"], job.pipeline.parameters),
         overrides=overrides(job, given),
-        dead=given["dead"],
+        dead=dead or _Told(),
         order=given["order"],
         limit=given["limit"],
         fresh=given["fresh"],
@@ -66,6 +68,19 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     _finish(report, output, given)
     _leave_threads_behind(report.exit_code)
     return report.exit_code
+
+
+class _Told:
+    """Dead letters that are kept nowhere are told one by one; the first one is told by the progress listener."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def __call__(self, letter: Mapping[str, Any]) -> None:
+        self._told += 1
+        if self._told > 1:
+            error = printable(f"{letter['error']['type']}: {letter['error']['message']}")
+            click.echo(f"stageflow: record {letter['index']} failed at {letter['stage']}: {error}", err=True)
 
 
 def _claim_stdout() -> int:
@@ -142,8 +157,10 @@ def _finish(report: RunReport, output: str, given: Mapping[str, Any]) -> None:
                 f"  hint: the results so far are in {output}.partial; run again with --fresh to start anew", err=True
             )
     elif report.dead:
-        dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else "the log above")
-        click.echo(f"stageflow: {report.dead:,} dead letters: see {dead}", err=True)
+        dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
+        letters = "dead letter" if report.dead == 1 else "dead letters"
+        kept = f"see {dead}" if dead else "with -o - they are kept only with --dead PATH"
+        click.echo(f"stageflow: {report.dead:,} {letters}: {kept}", err=True)
     elif not report.read:
         click.echo("stageflow: note: the input is empty", err=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import datetime
 import traceback
 from collections import deque
@@ -23,7 +24,8 @@ __all__ = ["Recorder", "dead_letter", "output_record"]
 
 _MESSAGE_CHARS: Final = 2048
 _TRACE_CHARS: Final = 8192
-_PACKAGE: Final = __file__.rpartition("/")[0]
+_OURS: Final = (__file__.rpartition("/")[0], concurrent.futures.__file__.rpartition("/")[0])
+"""Frames of these folders tell nobody anything: how the handler was reached."""
 
 
 def output_record(item: Item, plan: Plan) -> dict[str, Any]:
@@ -101,9 +103,7 @@ def _trace(error: BaseException) -> str:
     summary = traceback.TracebackException.from_exception(error, limit=-32, compact=True)
     for part in (summary, summary.__cause__):
         if part is not None:
-            part.stack = traceback.StackSummary.from_list(
-                [f for f in part.stack if not f.filename.startswith(_PACKAGE)]
-            )
+            part.stack = traceback.StackSummary.from_list([f for f in part.stack if not f.filename.startswith(_OURS)])
     try:
         text = "".join(summary.format())
     except Exception:  # noqa: BLE001 - an error whose __str__ raises

@@ -163,7 +163,6 @@ class Run:
         complete = False
         try:
             self._dead.open()
-            self._began = self._clock()
             async with opened(self.plan, self._warn) as resources:
                 await self._process(resources, children)
             complete = self._stopped is None
@@ -200,6 +199,7 @@ class Run:
             child_setups=children,
         )
         recorder.release = engine.release
+        self._began = self._clock()
         self._emit(RunStarted(self.plan.name, self.snapshot))
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(recorder.write(), name="recorder")

@@ -85,19 +85,22 @@ class Pool:
         only, last = self._only, not self._children
         limit, name = self.stage.max_in_flight, self.stage.name
         quick = 0
+        idle = True
+        mark = now = 0.0
         channel.attended = False  # it was on this worker's account while it was on its way
-        self._enter()
-        mark = now = clock()
         while True:
             item = try_receive()
             if item is None:
-                counters.count_instant(quick, now - mark)
-                counters.in_flight -= 1
+                if not idle:
+                    counters.count_instant(quick, now - mark)
+                    counters.in_flight -= 1
+                    idle = True
                 item = await channel.receive()
-                self._enter()
-                quick, mark = 0, (now := clock())
             if item is END:
                 break
+            if idle:
+                self._enter()
+                quick, mark, idle = 0, (now := clock()), False
             if not channel.attended:
                 if channel.parked:
                     channel.wake()
@@ -113,7 +116,7 @@ class Pool:
             except BaseException as error:  # noqa: BLE001 - the handler is foreign code; Attempts.failed sorts it out
                 counters.count_instant(quick, started - mark)
                 quick, mark = 0, started
-                value = await self._failed(item, error)
+                value = await self._failed(item, error, started)
             now = clock()
             if now - started < INSTANT and item.failure is None:
                 quick += 1
@@ -140,14 +143,17 @@ class Pool:
                 counters.count_instant(quick, now - mark)
                 await self._fan(item)
                 quick, mark = 0, (now := clock())
-        counters.count_instant(quick, now - mark)
+        if not idle:
+            counters.count_instant(quick, now - mark)
+            counters.in_flight -= 1
         await self._end()
 
-    async def _failed(self, item: Item, error: BaseException) -> object:
+    async def _failed(self, item: Item, error: BaseException, started: float) -> object:
         try:
             value = await self._attempts.failed(item, error)
         except asyncio.CancelledError:
             self.counters.cancelled += 1
+            self.counters.count_call(self._clock() - started)
             raise
         if value is not GIVEN_UP and item.notes is not None:
             outcome = item.notes[self.stage.name].outcome
@@ -200,7 +206,6 @@ class Pool:
 
     async def _end(self) -> None:
         self.channel.leave()
-        self.counters.in_flight -= 1
         self.workers -= 1
         if self.workers == 0:
             for pool in self._children:

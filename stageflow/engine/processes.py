@@ -12,6 +12,7 @@ import contextlib
 import multiprocessing
 import pickle
 import signal
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -61,7 +62,7 @@ class Child:
         """
         try:
             self._pipe.send((arguments, dict(named)))
-            failed, answer = self._pipe.recv()
+            failed, answer, trace = self._pipe.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             self.alive = False
             self._process.join(1.0)
@@ -69,6 +70,7 @@ class Child:
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             raise HandlerFailed(f"worker died: {how}") from None
         if failed:
+            answer.add_note(f"in its process:\n{trace}")
             raise answer
         return answer
 
@@ -123,7 +125,7 @@ async def _open(stack: contextlib.AsyncExitStack, setup: ChildSetup) -> dict[str
 
 def _answer(pipe: Connection, failed: bool, answer: Any) -> None:
     try:
-        pipe.send((failed, answer))
+        pipe.send((failed, answer, "".join(traceback.format_exception(answer)[1:]) if failed else ""))
     except Exception as error:  # noqa: BLE001 - pickle raises whatever __reduce__ does
         kind = "error" if failed else "result"
-        pipe.send((True, HandlerFailed(f"the {kind} {answer!r:.200} can't leave its process: {error}")))
+        pipe.send((True, HandlerFailed(f"the {kind} {answer!r:.200} can't leave its process: {error}"), ""))

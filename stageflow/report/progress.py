@@ -172,14 +172,14 @@ def _log_line(snapshot: Snapshot, per_second: float, *, reading: bool) -> str:
 
 
 def _dead_line(letter: dict[str, Any], dead: str | None) -> str:
-    error = letter.get("error") or {}
+    error = letter.get("error") or {"type": "an unknown error"}
     line = letter.get("line")
     record = f"record {letter.get('index')}" + ("" if line is None else f" (line {line})")
     stage = letter.get("stage")
     what = "could not be read" if stage is None else f"failed at {stage}"
-    message = clip(printable(str(error.get("message", ""))), _MOST_MESSAGE)
+    why = ": ".join(str(error[key]) for key in ("type", "message") if error.get(key))
     see = f"; see {dead}" if dead else ""
-    return f"{record} {what}: {error.get('type')}: {message}{see}"
+    return f"{record} {what}: {clip(printable(why), _MOST_MESSAGE)}{see}"
 
 
 def _stop_line(event: StopRequested) -> str:
@@ -338,6 +338,7 @@ class ProgressBar(_Messages):
         for bar in self._bars:
             bar.ncols = columns
             bar.refresh()
+        self._home(stream)
 
     def _new_bar(self, stream: TextIO, position: int) -> tqdm[Any]:
         # Every argument, because tqdm takes the defaults of those that are not given from TQDM_* variables.
@@ -377,9 +378,14 @@ class ProgressBar(_Messages):
     def _write(self, stream: TextIO, line: str) -> None:
         if self._bars:
             self._tqdm.write(line, file=stream)
-            stream.flush()
+            self._home(stream)
         else:
             super()._write(stream, line)
+
+    def _home(self, stream: TextIO) -> None:
+        # The terminal writes ^C where the cursor is. At the end of a line it would wrap and shift all that follows.
+        stream.write("\r")
+        stream.flush()
 
     def _try(self, write: Callable[[TextIO], None]) -> None:
         super()._try(write)

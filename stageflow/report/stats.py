@@ -93,7 +93,7 @@ class RunReport:
         read: Records and unreadable lines taken from the source; ``blank`` lines are not among them.
         bad: Those of ``dead`` that were unreadable lines.
         not_done: Read but not settled, because the run was stopped.
-        seconds: From the opening of the resources to the last record written.
+        seconds: From the first record read to the end of the run; opening the resources is not in it.
         stopped: Why the run ended before its input did; ``None`` where it did not.
         exit_code: What ``stageflow run`` exits with.
         stages: By name, in execution order.
