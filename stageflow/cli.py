@@ -228,7 +228,12 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
 @cli.command(name="graph", short_help="Draw a job.")
 @click.argument("job")
 @click.option(
-    "--format", "format_", type=click.Choice(["text", "mermaid", "dot", "svg"]), default="text", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["text", "mermaid", "dot", "svg"]),
+    default="text",
+    show_default=True,
+    help="What is drawn.",
 )
 @_job_options
 def graph_command(job: str, format_: str, **given: Any) -> int:
