@@ -7,13 +7,12 @@ from unicodedata import category, combining, east_asian_width
 
 __all__ = ["cells", "clip", "count", "duration", "pad", "percent", "printable", "rate"]
 
-# Every ESC is taken by one of the alternatives, the last at worst, so what is left can't form a new sequence. A string
-# sequence (window title, clipboard, hyperlink) that never ends loses only its ESC: its text is harmless then.
+# A string sequence (window title, clipboard, hyperlink) that never ends is left in, but loses its ESC like any other
+# that is not matched here: its text is harmless then, and may be all there is.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
-    r"|\x1b"
 )
 _SPACES = frozenset("\t\n\v\f\r\x85\u2028\u2029")
 _JOINERS = frozenset("\u200c\u200d")  # several scripts need them; the other format characters only disguise
