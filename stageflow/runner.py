@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import pickle
 import time
 import uuid
@@ -159,6 +161,7 @@ class Run:
         self._total = self._source.estimate()
         look_ahead(self.plan, self._source)
         children = self._child_setups()
+        _refuse_same_files(self._source, self._sink, self._dead)
         self._sink.open()
         complete = False
         try:
@@ -546,6 +549,28 @@ def sink_of(sink: Any, options: Options, *, dead: bool) -> Sink:
     if callable(sink):
         return CallableSink(sink)
     raise RequestError(f"can't write records to {sink!r}", hint="give a path, a list or a function")
+
+
+def _refuse_same_files(source: Source, sink: Sink, dead: Sink) -> None:
+    """Refuse a run that would write over its own input, or two outputs into one.
+
+    Raises:
+        RequestError: By name, by a link or by a hard link, two of them are one file.
+    """
+    named = {"input": source, "output": sink, "dead letters": dead}
+    paths = {what: path for what, end in named.items() if (path := getattr(end, "path", None)) not in (None, "-")}
+    for (one, first), (other, second) in itertools.combinations(paths.items(), 2):
+        if _same_file(first, second):
+            raise RequestError(f"{other} and {one} are the same file", hint=f"{second}: choose another name")
+
+
+def _same_file(first: str, second: str) -> bool:
+    if os.path.realpath(first) == os.path.realpath(second):
+        return not os.path.exists(first) or os.path.isfile(first)
+    try:
+        return os.path.isfile(first) and os.path.samefile(first, second)
+    except OSError:
+        return False
 
 
 def _log_letter(letter: Mapping[str, Any]) -> None:
