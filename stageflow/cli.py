@@ -6,7 +6,9 @@ means a bug in stageflow. Nothing but records, or what was asked for with ``--js
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from stageflow.errors import RequestError, RunFailed, StageflowError
+from stageflow.errors import DefinitionError, RequestError, RunFailed, StageflowError, StorageError
 from stageflow.loader import Job, load
 from stageflow.plan import Override, Plan
 from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
@@ -26,7 +28,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command and exits with its code."""
+    _hold_standard_descriptors()
     sys.exit(invoke(arguments))
+
+
+def _hold_standard_descriptors() -> None:
+    """Let nothing else get a standard descriptor that was closed: an output file, or a pipe of the event loop.
+
+    Standard input is held for writing and standard output for reading, so that using them still fails.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # it gets the lowest number that is free
 
 
 def invoke(arguments: Sequence[str] | None = None) -> int:
@@ -51,13 +66,22 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         _tell(error.format_message().rstrip("."), hint)
         return 2
     except StageflowError as error:
-        _tell(str(error), error.hint)
+        _tell(str(error), error.hint or _what_next(error))
         return error.exit_code
     except RunFailed as failure:
         traceback.print_exception(failure)
         _tell(failure.message, "the traceback above belongs into the report")
         return failure.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _what_next(error: StageflowError) -> str:
+    """The hint of an error that has none of its own."""
+    if isinstance(error, DefinitionError):
+        return "mend it, then try stageflow check JOB"
+    if isinstance(error, StorageError):
+        return "the results so far are in OUTPUT.partial; run again with --fresh to start anew"
+    return "stageflow COMMAND --help says what is accepted"
 
 
 def _tell(message: str, hint: str | None) -> None:
@@ -68,6 +92,18 @@ def _tell(message: str, hint: str | None) -> None:
             click.echo(f"  hint: {hint}", err=True)
     except OSError:
         pass
+
+
+def _print(text: str) -> None:
+    """Write to standard output. Whoever reads it may have had enough."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)  # what is still buffered would fail again at exit
+        if error.errno == errno.EPIPE:
+            raise click.exceptions.Exit(128 + signal.SIGPIPE) from None
+        raise StorageError(f"cannot write to stdout: {error.strerror}", hint="write to a file") from None
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -113,9 +149,15 @@ def _overrides(job: Job, given: Mapping[str, Any]) -> tuple[Override, ...]:
     return (
         *from_file(job.folder),
         *from_environment(os.environ),
-        *from_pairs(given["pairs"]),
-        *from_amounts("queue_size", given["queue_size"], "--queue-size"),
-        *from_amounts("max_in_flight", given["max_in_flight"], "--max-in-flight"),
+        # One for a stage is stronger than one for every stage.
+        *sorted(
+            [
+                *from_pairs(given["pairs"]),
+                *from_amounts("queue_size", given["queue_size"], "--queue-size"),
+                *from_amounts("max_in_flight", given["max_in_flight"], "--max-in-flight"),
+            ],
+            key=lambda override: override.stage is not None,
+        ),
     )
 
 
@@ -214,14 +256,14 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
     plan = _plan(loaded, given)
     from stageflow.report.listing import describe_plan
 
-    click.echo(describe_plan(plan))
+    _print(describe_plan(plan))
     if input_ is not None:
         from stageflow.runner import look_ahead, source_of
 
         source = source_of(input_)
         source.check()
         looked = look_ahead(plan, source)
-        click.echo(f"input {input_}: the first {looked} records have every field that the stages require")
+        _print(f"input {input_}: the first {looked} records have every field that the stages require")
     return 0
 
 
@@ -243,7 +285,7 @@ def graph_command(job: str, format_: str, **given: Any) -> int:
     plan = _plan(load(job), given)
     stages = [plan.stages[name] for name in plan.order]
     nodes = tuple(PictureNode(s.name, s.run, s.max_in_flight, s.queue_size) for s in stages)
-    click.echo(render(Picture(plan.name, nodes, plan.edges), format_))
+    _print(render(Picture(plan.name, nodes, plan.edges), format_))
     return 0
 
 

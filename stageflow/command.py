@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from stageflow.errors import RunStopped
+from stageflow.errors import RequestError, RunStopped
 from stageflow.loader import Job, load
 from stageflow.plan import Override
 from stageflow.report.progress import Progress, make_progress
@@ -80,11 +80,13 @@ class _Told:
         self._told += 1
         if self._told > 1:
             error = printable(f"{letter['error']['type']}: {letter['error']['message']}")
-            click.echo(f"stageflow: record {letter['index']} failed at {letter['stage']}: {error}", err=True)
+            _say(f"stageflow: record {letter['index']} failed at {letter['stage']}: {error}")
 
 
 def _claim_stdout() -> int:
     """Keep standard output for records: what the job prints goes to stderr from here on."""
+    if sys.stdout is None:
+        raise RequestError("cannot write to stdout: it is closed", hint="write to a file")
     sys.stdout.flush()
     data = os.dup(1)
     os.dup2(2, 1)
@@ -148,21 +150,28 @@ def _finish(report: RunReport, output: str, given: Mapping[str, Any]) -> None:
     if given["summary"] == "json":
         click.echo(summary_json(report))
     else:
-        click.echo(summary_text(report), err=True)
+        _say(summary_text(report))
     if report.stopped:
         done = report.written + report.dropped + report.dead
-        click.echo(f"stageflow: stopped: {done:,} of {report.read:,} read records done: {report.stopped}", err=True)
+        _say(f"stageflow: stopped: {done:,} of {report.read:,} read records done: {report.stopped}")
         if output != "-":
-            click.echo(
-                f"  hint: the results so far are in {output}.partial; run again with --fresh to start anew", err=True
-            )
+            _say(f"  hint: the results so far are in {output}.partial; run again with --fresh to start anew")
     elif report.dead:
         dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
         letters = "dead letter" if report.dead == 1 else "dead letters"
         kept = f"see {dead}" if dead else "with -o - they are kept only with --dead PATH"
-        click.echo(f"stageflow: {report.dead:,} {letters}: {kept}", err=True)
+        _say(f"stageflow: {report.dead:,} {letters}: {kept}")
     elif not report.read:
-        click.echo("stageflow: note: the input is empty", err=True)
+        _say("stageflow: note: the input is empty")
+
+
+def _say(text: str) -> None:
+    """Tell on stderr; where that can't be written to, the run was what it was all the same."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)  # or what is still buffered fails again at exit, which makes it exit 120
 
 
 def _leave_threads_behind(code: int) -> None:

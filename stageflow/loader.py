@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -67,13 +68,13 @@ def import_file(name: str, path: str) -> ModuleType:
     folder = os.path.dirname(path)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, "a file that ends in .py has a loader"
-    assert spec.loader is not None, "a file that ends in .py has a loader"
+    loader = importlib.machinery.SourceFileLoader(name, path)  # named, because the file need not end in .py
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None, "a loader was given"
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -100,13 +101,13 @@ def _guarded(importing: functools.partial[ModuleType], shown: str, folder: Path)
     except DefinitionError:
         raise
     except SyntaxError as error:
-        place = f"{os.path.basename(error.filename or shown)}:{error.lineno}"
+        place = os.path.basename(error.filename or shown) + (f":{error.lineno}" if error.lineno else "")
         caret = f"{(error.text or '').rstrip()}\n{' ' * ((error.offset or 1) - 1)}^" if error.text else ""
         raise JobLoadError(
             f"{error.msg}" + (f"\n{caret}" if caret else ""), where=place, hint="mend the line"
         ) from None
     except ModuleNotFoundError as error:
-        if error.name == importing.args[0]:
+        if f"{importing.args[0]}.".startswith(f"{error.name}."):
             raise JobLoadError(
                 f'there is no module "{error.name}"', hint="JOB is path.py, path.py:name or package.module:name"
             ) from None
@@ -119,14 +120,24 @@ def _guarded(importing: functools.partial[ModuleType], shown: str, folder: Path)
         raise JobLoadError(
             f"the job called sys.exit({error.code!r}) while it was imported",
             where=_place(error.__traceback__, folder) or shown,
+            hint='put it under `if __name__ == "__main__":`',
         ) from None
     except Exception as error:
         where = _place(error.__traceback__, folder) or shown
+        whole = shown if shown.endswith(".py") else f"-m {shown}"
         raise JobLoadError(
-            f"{type(error).__name__} while the job was imported: {error}",
+            f"{type(error).__name__} while the job was imported: {_message(error)}",
             where=where,
-            hint=f"python {shown} shows the whole traceback" if shown.endswith(".py") else None,
+            hint=f"python {whole} shows the whole traceback",
         ) from error
+
+
+def _message(error: Exception) -> str:
+    """What an error says, on one line; one whose ``__str__`` raises is no second failure."""
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - the job's own code
+        return "(its message can't be read)"
 
 
 def _place(trace: TracebackType | None, folder: Path) -> str | None:
@@ -150,7 +161,6 @@ def _pick(module: ModuleType, name: str | None, shown: str) -> Pipeline:
     if not found:
         raise JobLoadError(f"{shown} has no pipeline", hint='it needs one: pipeline = Pipeline("name")')
     if len({id(pipeline) for pipeline in found.values()}) > 1:
-        raise JobLoadError(
-            f"{shown} has several pipelines: {', '.join(found)}", hint=f"name one: {shown}:{next(iter(found))}"
-        )
+        places = ", ".join(f"{key} ({pipeline._draft.where})" for key, pipeline in found.items())
+        raise JobLoadError(f"{shown} has several pipelines: {places}", hint=f"name one: {shown}:{next(iter(found))}")
     return next(iter(found.values()))

@@ -47,7 +47,9 @@ class Pipeline:
     ) -> None:
         where = _caller()
         if context is not None and not (isinstance(context, type) and dataclasses.is_dataclass(context)):
-            raise DefinitionError(f"context must be a dataclass, not {context!r}", where=where)
+            raise DefinitionError(
+                f"context must be a dataclass, not {context!r}", hint="put @dataclass above the class", where=where
+            )
         self._draft = Draft(name, where, key, dict(params or {}), context)
         self._prepare: Callable[[], object] | None = None
 
@@ -136,7 +138,11 @@ class Pipeline:
         """
         where = _caller()
         if scope not in ("run", "process"):
-            raise DefinitionError(f'the scope of a resource is "run" or "process", not {scope!r}', where=where)
+            raise DefinitionError(
+                f'the scope of a resource is "run" or "process", not {scope!r}',
+                hint='the default is "run"',
+                where=where,
+            )
 
         def decorate(function: F) -> F:
             called = name or str(getattr(function, "__name__", ""))

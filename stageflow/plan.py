@@ -248,7 +248,7 @@ def _check_names(draft: Draft) -> None:
                 hint=f'reserved names are: {", ".join(RESERVED)}; give it another with name="..."',
                 where=owner.where,
             )
-        if not owner.name.isidentifier():
+        if not (isinstance(owner.name, str) and owner.name.isidentifier()):
             raise DefinitionError(
                 f"{owner.name!r} can't name a {kind}: others take its result as a parameter of that name",
                 hint='give it a name with name="..."',
@@ -392,7 +392,9 @@ def _resources(draft: Draft) -> dict[str, Resource]:
                 raise DefinitionError(f'{owner} takes "{name}", which is no resource', hint=hint, where=resource.where)
             if name in names and resource.scope == "process" != names[name].scope:
                 raise DefinitionError(
-                    f'{owner} lives in worker processes and can\'t use "{name}"', where=resource.where
+                    f'{owner} lives in worker processes and can\'t use "{name}"',
+                    hint=f'declare "{name}" @pipeline.resource(scope="process"), too',
+                    where=resource.where,
                 )
         uses[resource.name] = tuple(taken)
     edges = {name: tuple(n for n in taken if n != "params") for name, taken in uses.items()}
@@ -400,7 +402,11 @@ def _resources(draft: Draft) -> dict[str, Resource]:
     if order is None:
         cycle = graph.find_cycle(edges)
         assert cycle is not None, "no order, yet no cycle"
-        raise GraphError("resources form a cycle: " + " -> ".join(cycle), where=names[cycle[0]].where)
+        raise GraphError(
+            "resources form a cycle: " + " -> ".join(cycle),
+            hint="a parameter named after a resource is an edge; rename a parameter or a resource",
+            where=names[cycle[0]].where,
+        )
     return {
         name: Resource(name, names[name].function, names[name].scope, uses[name], names[name].where) for name in order
     }

@@ -19,6 +19,8 @@ from stageflow.plan import Override
 __all__ = ["from_amounts", "from_environment", "from_file", "from_pairs", "parse_params"]
 
 _VARIABLES: Final = {"STAGEFLOW_MAX_IN_FLIGHT": "max_in_flight", "STAGEFLOW_QUEUE_SIZE": "queue_size"}
+_TEXTS: Final = ("version",)
+"""Settings that are text, also where it looks like a number."""
 _WORDS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -36,7 +38,7 @@ def from_amounts(setting: str, given: Iterable[str], origin: str) -> list[Overri
         name, equals, value = text.rpartition("=")
         stage = name.strip() if equals else None
         if stage in found:
-            raise SettingError(f"{origin}: {stage or 'the number for every stage'} is given twice")
+            raise SettingError(f"{origin}: {stage or 'the number for every stage'} is given twice", hint="give it once")
         found[stage] = Override(stage, setting, _number(text, value, origin), origin)
     return sorted(found.values(), key=lambda override: override.stage is not None)
 
@@ -78,7 +80,7 @@ def from_file(folder: Path) -> list[Override]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise SettingError(f"cannot read {path.name}: {error}") from None
+        raise SettingError(f"cannot read {path.name}: {error}", hint="mend it, or move it away") from None
     unknown = sorted(content.keys() - {"stages"})
     if unknown:
         raise SettingError(f'{path.name} has no section "{unknown[0]}"', hint="settings stand under [stages.NAME]")
@@ -104,7 +106,7 @@ def from_pairs(given: Iterable[str]) -> list[Override]:
             raise SettingError(
                 f"--set {text}: expected STAGE.SETTING=VALUE", hint="for instance --set generate.on_error=skip"
             )
-        found.append(Override(stage, setting, _value(value), "--set"))
+        found.append(Override(stage, setting, value if setting in _TEXTS else _value(value), "--set"))
     return found
 
 
@@ -127,13 +129,17 @@ def parse_params(given: Sequence[str], defaults: Mapping[str, Any]) -> dict[str,
         name, equals, value = text.partition("=")
         name = name.strip()
         if not equals:
-            raise SettingError(f"-p {text}: expected NAME=VALUE")
+            raise SettingError(f"-p {text}: expected NAME=VALUE", hint=_known(defaults))
         if name not in defaults:
             near = nearest(name, defaults)
-            known = f"parameters are: {', '.join(defaults)}" if defaults else "the job has no parameters"
-            raise SettingError(f'unknown parameter "{name}"', hint=f'did you mean "{near}"?' if near else known)
+            hint = f'did you mean "{near}"?' if near else _known(defaults)
+            raise SettingError(f'unknown parameter "{name}"', hint=hint)
         values[name] = _typed(name, value, defaults[name])
     return values
+
+
+def _known(defaults: Mapping[str, Any]) -> str:
+    return f"parameters are: {', '.join(defaults)}" if defaults else "the job has no parameters"
 
 
 def _typed(name: str, text: str, default: Any) -> Any:
@@ -155,8 +161,15 @@ def _typed(name: str, text: str, default: Any) -> Any:
             list: "a JSON array",
             dict: "a JSON object",
         }
-        raise SettingError(f"-p {name}={text}: must be {words[kind]}, as its default {default!r} is") from None
+        raise SettingError(
+            f"-p {name}={text}: must be {words[kind]}, as its default {default!r} is",
+            hint=f"for instance -p {name}={_as_text(default)}",
+        ) from None
     return text
+
+
+def _as_text(default: Any) -> str:
+    return json.dumps(default, default=str) if isinstance(default, (bool, list, dict)) else str(default)
 
 
 def _of_kind(value: Any, kind: type) -> Any:

@@ -94,12 +94,12 @@ def parameters_of(owner: str, handler: Callable[..., Any], where: str) -> tuple[
         DefinitionError: It is no function, has no signature, or takes ``*args`` or ``**kwargs``: names are the edges.
     """
     if not callable(handler):
-        raise DefinitionError(f"{owner}: {handler!r} is not a function", where=where)
+        raise DefinitionError(f"{owner}: {handler!r} is not a function", hint="give a function", where=where)
     try:
         parameters = tuple(inspect.signature(handler).parameters.values())
     except (TypeError, ValueError):
         raise DefinitionError(
-            f"{owner}: the parameters of {handler!r} can't be read; wrap it in a function", where=where
+            f"{owner}: the parameters of {handler!r} can't be read", hint="wrap it in a function", where=where
         ) from None
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -129,6 +129,16 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
 }
 
 
+_DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
+    "max_in_flight": str(DEFAULT_MAX_IN_FLIGHT),
+    "queue_size": f"max({SMALLEST_DEFAULT_QUEUE}, max_in_flight)",
+    "run": '"async" for an async function, "thread" for a plain one',
+    "on_error": '"dead_letter"',
+    "emit": "true",
+    "version": "none",
+}
+
+
 def check_setting(stage: str, name: str, value: Any, where: str | None = None) -> None:
     """Refuse a setting that is unknown or out of its range.
 
@@ -140,7 +150,10 @@ def check_setting(stage: str, name: str, value: Any, where: str | None = None) -
         hint = f'did you mean "{near}"?' if near else "settings are: " + ", ".join(_CHECKS)
         raise SettingError(f'stage "{stage}" has no setting "{name}"', hint=hint, where=where)
     if name == "max_in_flight" and value == "auto":
-        raise SettingError(f'stage "{stage}": max_in_flight="auto" is not available yet; give a number', where=where)
+        raise SettingError(
+            f'stage "{stage}": max_in_flight="auto" is not available yet', hint="give a number", where=where
+        )
     accepted, allowed = _CHECKS[name]
     if not accepted(value):
-        raise SettingError(f'stage "{stage}": {name} must be {allowed}, not {value!r}', where=where)
+        hint = f"its default is {_DEFAULTS_IN_WORDS[name]}"
+        raise SettingError(f'stage "{stage}": {name} must be {allowed}, not {value!r}', hint=hint, where=where)
