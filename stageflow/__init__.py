@@ -6,6 +6,7 @@ Write the steps as plain functions; run them as stages: worker pools joined by b
 from __future__ import annotations
 
 from stageflow.errors import (
+    AttemptTimeout,
     ContextConflict,
     DefinitionError,
     GraphError,
@@ -18,19 +19,30 @@ from stageflow.errors import (
     RunFailed,
     RunStopped,
     SettingError,
+    SourceFailed,
     StageflowError,
     StorageError,
+    WorkerDied,
 )
+from stageflow.item import done, drop
 from stageflow.pipeline import Pipeline
 from stageflow.plan import Params
+from stageflow.policies.batching import Batch
 from stageflow.policies.failure import degrade
+from stageflow.policies.rate import RateLimit
+from stageflow.policies.retry import Retry
 from stageflow.report.stats import RunReport, StageReport
 
 __all__ = [
     # A job
     "Pipeline",
     "Params",
+    "Batch",
+    "RateLimit",
+    "Retry",
     "degrade",
+    "done",
+    "drop",
     # What a run comes to
     "RunReport",
     "StageReport",
@@ -43,10 +55,13 @@ __all__ = [
     "RequestError",
     "ItemError",
     "HandlerFailed",
+    "AttemptTimeout",
+    "WorkerDied",
     "RecordError",
     "ResultError",
     "ContextConflict",
     "RunStopped",
     "StorageError",
+    "SourceFailed",
     "RunFailed",
 ]

@@ -4,6 +4,9 @@ The rules:
 
 * A channel is an ``asyncio.Queue(maxsize=queue_size)``. Whoever sends into a full one waits: that is the
   backpressure, and there is no other.
+* Senders that wait stand in line, and whoever takes an item lets the first of them in. (``Queue.put`` wakes a sender,
+  which by the time it runs may find its room taken, and goes to the end of the line: under load an item was overtaken
+  by thousands.) So while somebody waits the channel is full, and items leave in the order in which they were sent.
 * Receivers without work are *parked*. An item wakes one of them, and no second one before that has come to look: the
   channel is *attended*. Whoever takes an item and leaves others behind wakes the next. So sixty-four items cost two
   wake-ups where the first receiver deals with all of them, and sixty-four where each makes its receiver wait.
@@ -40,27 +43,28 @@ END: Final = End.END
 class Channel(asyncio.Queue[Item | End]):
     """The bounded queue between the senders of items and the workers of one stage. First in, first out.
 
-    Where nobody waits on the other side, an item is moved by one ``append`` or ``popleft``; where somebody does, by
-    the queue's own ``put_nowait`` and ``get_nowait``, which wake them. (``join`` and ``task_done`` are not used and do
-    not count what moved the short way.)
+    ``join`` and ``task_done`` are not used, and do not count.
 
     Args:
         queue_size: The most items it holds, >= 1.
         senders: How many will each call :meth:`close` once, >= 1.
 
     Attributes:
+        again: Items that were given back for another attempt; they come first, and are not bounded here: each keeps its
+            place in the bound on open records.
         items: What it holds, the end marker included; for looking only.
         attended: A receiver is on its way to look at the channel: woken or just started, and not there yet.
         parked: Receivers that wait to be woken.
-        sending: Senders that wait for room.
+        line: Senders that wait for room, each with what it sends.
         sent: Items that were ever put. ``peak_depth``: the most it ever held.
     """
 
     def __init__(self, queue_size: int, senders: int) -> None:
         super().__init__(queue_size)
+        self.again: deque[Item] = deque()
         self.attended = False
         self.parked: deque[asyncio.Future[None]] = deque()
-        self.sending = 0
+        self.line: deque[tuple[Item | End, asyncio.Future[None]]] = deque()
         self.sent = 0
         self.peak_depth = 0
         self._senders = senders
@@ -84,30 +88,73 @@ class Channel(asyncio.Queue[Item | End]):
         return True
 
     async def send(self, item: Item) -> None:
-        """Put an item as soon as there is room. A cancelled wait puts nothing."""
-        self.sending += 1
+        """Put an item as soon as there is room, in the order of asking. A cancelled wait puts nothing."""
+        if not self.try_send(item):
+            await self._wait_in_line(item)
+
+    async def _wait_in_line(self, item: Item | End) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (item, turn)
+        self.line.append(place)
         try:
-            await self.put(item)
-        finally:
-            self.sending -= 1
-        self.sent += 1
-        self.peak_depth = max(self.peak_depth, len(self.items))
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                if place in self.line:
+                    self.line.remove(place)
+            elif item in self.items:
+                self.items.remove(item)
+                self.sent -= item is not END
+                self.let_in()
+            else:
+                _put_off_cancellation()  # it has been received: the send has happened
+                return
+            raise
+
+    def let_in(self) -> None:
+        """There is room for one more: take it from the sender that has waited longest."""
+        while self.line:
+            item, turn = self.line.popleft()
+            if turn.done():
+                continue  # cancelled, and not yet gone
+            self.items.append(item)
+            self.sent += item is not END
+            turn.set_result(None)
+            return
+
+    def requeue(self, item: Item) -> None:
+        """Put an item back for another attempt."""
+        self.again.append(item)
         self.wake()
 
     def try_receive(self) -> Item | End | None:
         """Take the first item, or the end marker; ``None`` where there is nothing now."""
+        if self.again:
+            return self.again.popleft()
         if not self.items:
             return None
-        return self.get_nowait() if self.sending else self.items.popleft()
+        item = self.items.popleft()
+        if self.line:
+            self.let_in()
+        return item
 
-    async def receive(self) -> Item | End:
-        """Take the first item, or the end marker, as soon as there is one. A cancelled wait takes nothing."""
+    async def receive(self, *, first: bool = False) -> Item | End:
+        """Take the first item, or the end marker, as soon as there is one. A cancelled wait takes nothing.
+
+        Args:
+            first: Be woken before others that wait; for a receiver that has begun to gather a batch.
+        """
         while (item := self.try_receive()) is None:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.parked.append(turn)
+            if first:
+                self.parked.appendleft(turn)
+            else:
+                self.parked.append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
+                if turn in self.parked:
+                    self.parked.remove(turn)
                 if turn.done() and not turn.cancelled():
                     self.attended = False
                     self.wake()  # the wake-up was ours and we do not use it: pass it on
@@ -117,7 +164,7 @@ class Channel(asyncio.Queue[Item | End]):
 
     def wake(self) -> None:
         """Send a parked receiver to look, if there is something to see and nobody on its way."""
-        while self.parked and self.items and not self.attended:
+        while self.parked and (self.items or self.again) and not self.attended:
             turn = self.parked.popleft()
             if not turn.done():
                 turn.set_result(None)
@@ -128,14 +175,21 @@ class Channel(asyncio.Queue[Item | End]):
         assert self._senders > 0, "a channel was closed more often than it has senders"
         self._senders -= 1
         if self._senders == 0:
-            self.sending += 1
-            try:
-                await self.put(END)
-            finally:
-                self.sending -= 1
+            if self.full():
+                await self._wait_in_line(END)
+            else:
+                self.items.append(END)
             self.wake()
 
     def leave(self) -> None:
         """Put the end marker back for the next receiver, and wake it; called by the one that took the marker."""
-        self.put_nowait(END)
+        self.items.append(END)
         self.wake()
+
+
+def _put_off_cancellation() -> None:
+    """Let the cancellation of the running task come at its next wait rather than now."""
+    task = asyncio.current_task()
+    assert task is not None, "a cancellation without a task"
+    task.uncancel()
+    task.cancel()

@@ -203,6 +203,17 @@ _LOOP = click.option(
     metavar="N",
     help="Records admitted and not yet written.  [default: what workers and channels hold]",
 )
+@click.option("--debug", is_flag=True, help="Warn of functions that change values they share with other stages; slow.")
+@click.option("--max-failure-rate", metavar="RATE", help="Stop when more of the last 100 records fail: 50% or 0.5.")
+@click.option("--allow-failures", metavar="N|P%", help="So many dead letters still end in exit code 0.")
+@click.option(
+    "--max-retry-after",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop when a service asks to be left alone for longer.",
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
@@ -258,7 +269,7 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
 
     _print(describe_plan(plan))
     if input_ is not None:
-        from stageflow.runner import look_ahead, source_of
+        from stageflow.ends import look_ahead, source_of
 
         source = source_of(input_)
         source.check()

@@ -15,14 +15,18 @@ from typing import Any
 
 import click
 
+from stageflow.engine.watch import watch_loop
+from stageflow.entry import guarded, run_on_loop
 from stageflow.errors import RequestError, RunStopped
 from stageflow.loader import Job, load
+from stageflow.options import Options
 from stageflow.plan import Override
+from stageflow.policies.tolerance import Tolerance, parse_rate
 from stageflow.report.progress import Progress, make_progress
 from stageflow.report.stats import RunReport
 from stageflow.report.summary import summary_json, summary_text
 from stageflow.report.text import printable
-from stageflow.runner import Options, Run, guarded, run_on_loop
+from stageflow.runner import Run
 from stageflow.settings import parse_params
 
 __all__ = ["run_job"]
@@ -45,12 +49,12 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
         The exit code.
     """
     data = _claim_stdout() if output == "-" else None
+    if given["allow_failures"]:
+        Tolerance.parse(given["allow_failures"])
     job = load(reference)
     dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
     progress = make_progress(given["progress"], sys.stderr, dead=dead)
     options = Options(
-        params=parse_params(given["params"], job.pipeline.parameters),
-        overrides=overrides(job, given),
         dead=dead or _Told(),
         order=given["order"],
         limit=given["limit"],
@@ -58,11 +62,20 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
         on_bad_input=given["on_bad_input"],
         max_open_records=given["max_open_records"],
         grace=given["grace"],
+        debug=given["debug"],
+        max_failure_rate=parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
+        allow_failures=given["allow_failures"],
+        max_retry_after=given["max_retry_after"],
         listeners=(progress,),
     )
-    run = Run(job.pipeline, input_, _stdout_sink(data, options) if data is not None else output, options)
+    plan = job.pipeline.plan(overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
+    sink = _stdout_sink(data) if data is not None else output
+    run = Run(plan, input_, sink, options, job.pipeline._prepare)
     try:
-        report = run_on_loop(guarded(_with_screen(run, progress)), given["loop"])
+        report = run_on_loop(lambda: guarded(_with_screen(run, progress)), given["loop"])
+    except SystemExit as error:
+        # One raised in a stage is the record's failure; but asyncio lets one of a task of the job's own through.
+        raise RunStopped(f"a task that the job had started raised {error!r}", hint="run it again") from None
     finally:
         progress.close()
     _finish(report, output, given)
@@ -93,7 +106,7 @@ def _claim_stdout() -> int:
     return data
 
 
-def _stdout_sink(data: int, options: Options) -> Any:
+def _stdout_sink(data: int) -> Any:
     from stageflow.adapters.jsonl import JsonlSink
 
     return JsonlSink("-", order="completion", stream=data)
@@ -102,7 +115,7 @@ def _stdout_sink(data: int, options: Options) -> Any:
 async def _with_screen(run: Run, progress: Progress) -> RunReport:
     ticking = asyncio.create_task(_tick(progress), name="progress")
     try:
-        with _signals(run):
+        with _signals(run), watch_loop(run.warn):
             return await run.execute()
     finally:
         ticking.cancel()
@@ -154,8 +167,10 @@ def _finish(report: RunReport, output: str, given: Mapping[str, Any]) -> None:
     if report.stopped:
         done = report.written + report.dropped + report.dead
         _say(f"stageflow: stopped: {done:,} of {report.read:,} read records done: {report.stopped}")
-        if output != "-":
+        if output != "-" and os.path.exists(f"{output}.partial"):
             _say(f"  hint: the results so far are in {output}.partial; run again with --fresh to start anew")
+        else:
+            _say("  hint: nothing was written; the same command starts anew")
     elif report.dead:
         dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
         letters = "dead letter" if report.dead == 1 else "dead letters"

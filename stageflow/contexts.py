@@ -93,7 +93,7 @@ def merge(views: Sequence[View], above: Mapping[str, frozenset[str]]) -> View:
         for name, writer in view.writers.items():
             holder = writers.get(name)
             if holder is None or holder in above[writer]:
-                setattr(merged, name, getattr(view.value, name))
+                object.__setattr__(merged, name, getattr(view.value, name))  # also where the class is frozen
                 writers[name] = writer
             elif writer != holder and writer not in above[holder]:
                 _agree(name, holder, getattr(merged, name), writer, getattr(view.value, name))

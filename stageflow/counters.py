@@ -58,10 +58,17 @@ class StageCounters:
         passed: Items that went on with a result, degraded and skipped ones included.
         dead: Items that ended here as dead letters.
         cancelled: Items given back unfinished: given up by another branch, or by the end of the run.
-        busy_seconds, blocked_seconds: Worker time in the handler, and waiting for room in the next channel.
+        dropped: Items that left here by ``drop``.
+        retries: Attempts after the first.
+        abandoned: Calls that outlived their cancellation.
+        tokens: What handlers reported.
+        waiting: Items that wait for their next attempt, and calls that wait for a permit.
+        busy_seconds, blocked_seconds, waiting_seconds: Worker time in the handler, waiting for room in the next
+            channel, and waiting for a permit.
     """
 
     __slots__ = (
+        "abandoned",
         "blocked",
         "blocked_seconds",
         "busy_seconds",
@@ -75,6 +82,9 @@ class StageCounters:
         "peak_in_flight",
         "retries",
         "skipped",
+        "tokens",
+        "waiting",
+        "waiting_seconds",
     )
 
     def __init__(self) -> None:
@@ -88,6 +98,10 @@ class StageCounters:
         self.in_flight = 0
         self.peak_in_flight = 0
         self.blocked = 0
+        self.abandoned = 0
+        self.tokens = 0
+        self.waiting = 0
+        self.waiting_seconds = 0.0
         self.busy_seconds = 0.0
         self.blocked_seconds = 0.0
         self.latency = Histogram()

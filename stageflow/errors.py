@@ -10,11 +10,14 @@
       RequestError              what the caller asked for can't be done        exit 2
       ItemError                 one item's trouble; becomes a dead letter      exit 3 if any remain
         HandlerFailed           a stage's function did what no function may: exit, cancel itself
+        AttemptTimeout          one call took longer than the stage's timeout
+        WorkerDied              the process that ran the call ended
         RecordError             a record that can't be read, or lacks a field
         ResultError             a result that can't be used or written
         ContextConflict         two branches set one field of the context differently
       RunStopped                the run was stopped by policy                  exit 4
       StorageError              the output can't be written                    exit 5
+      SourceFailed              the caller's own source raised                 exit 5
     RunFailed                   a bug in stageflow, raised once after cleanup  exit 1
 
 An item's trouble is data, a stage's trouble ends the run, a job's trouble is found before the run.
@@ -25,6 +28,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AttemptTimeout",
     "ContextConflict",
     "DefinitionError",
     "GraphError",
@@ -37,8 +41,10 @@ __all__ = [
     "RunFailed",
     "RunStopped",
     "SettingError",
+    "SourceFailed",
     "StageflowError",
     "StorageError",
+    "WorkerDied",
 ]
 
 
@@ -97,6 +103,14 @@ class HandlerFailed(ItemError):
     """A handler did what no function may do to its caller: exited, cancelled itself, stopped iteration."""
 
 
+class AttemptTimeout(ItemError):
+    """One call of a handler took longer than the stage's ``timeout``."""
+
+
+class WorkerDied(HandlerFailed):
+    """The process in which a handler ran ended before it answered."""
+
+
 class RecordError(ItemError):
     """A record that can't be read, or lacks a field that a stage requires.
 
@@ -127,6 +141,12 @@ class RunStopped(StageflowError):
 
 class StorageError(StageflowError):
     """The output can't be written: no space, no permission, a disk error."""
+
+    exit_code = 5
+
+
+class SourceFailed(StageflowError):
+    """The iterable that a caller gave as source raised; its error is the cause."""
 
     exit_code = 5
 

@@ -20,7 +20,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSnapshot:
-    """One stage at one moment. Counts are items; ``blocked`` are workers that wait for room downstream."""
+    """One stage at one moment. Counts are items; ``blocked`` are workers that wait for room downstream, ``waiting`` are
+    items before their next attempt or permit. ``paused``: seconds that its service still wants to be left alone."""
 
     name: str
     max_in_flight: int
@@ -30,6 +31,8 @@ class StageSnapshot:
     blocked: int
     passed: int
     dead: int
+    waiting: int = 0
+    paused: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, final
 
 from stageflow.errors import RecordError
 
-__all__ = ["BadRecord", "Failure", "Item", "Note", "Outcome", "ReadOnlyDict"]
+__all__ = ["BadRecord", "Exit", "Failure", "Item", "Note", "Outcome", "ReadOnlyDict", "done", "drop"]
 
-Outcome = Literal["ok", "degraded", "skipped"]
+Outcome = Literal["ok", "degraded", "skipped", "done"]
+
+
+@final
+class Exit:
+    """What a handler returns to leave the ordinary way: made by :func:`done` and :func:`drop`.
+
+    One class for all ways out, so that a worker asks one question of each result.
+    """
+
+    __slots__ = ("kind", "value")
+
+    def __init__(self, kind: Literal["done", "drop", "skip", "gone", "wait", "spread"], value: Any = None) -> None:
+        self.kind = kind
+        self.value = value
+
+    def __repr__(self) -> str:
+        return f"{self.kind}({self.value!r})"
+
+
+def done(value: Any) -> Any:
+    """Return this from a stage to end the record early with ``value`` as the stage's result.
+
+    What depends on the stage is skipped for this record and is absent from its output; other branches finish.
+    """
+    return Exit("done", value)
+
+
+def drop(reason: str = "") -> Any:
+    """Return this from a stage to let the record leave without an output; it is counted as dropped.
+
+    Nothing more of the record is started. Where another branch fails, the record is a dead letter all the same.
+    """
+    return Exit("drop", str(reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +51,10 @@ class Note:
     """Something out of the ordinary that a stage did with an item; it ends in the output's ``_stageflow``.
 
     Args:
-        outcome: ``"degraded"`` (the result is a stand-in) or ``"skipped"`` (the result is ``None``).
+        outcome: ``"degraded"`` (the result is a stand-in), ``"skipped"`` (the result is ``None``) or ``"done"`` (what
+            depends on the stage was skipped).
         error: Type and message of the error that led there, or ``None``.
-        attempts: How often the handler was called, from 1.
+        attempts: How often the handler was called; 0 where ``when`` said no.
     """
 
     outcome: Outcome
@@ -39,39 +73,76 @@ class Failure:
 
 
 class Item:
-    """One record on its way through the graph.
+    """One record on its way through the graph, or one child that a fan-out made of it.
 
-    An item is settled when nothing of it is queued or running any more (``live`` is 0). ``failure`` is set by the
-    first stage that gives it up; from then on no further stage is started for it. ``arrived`` counts, for the
-    stages with several dependencies, how many of them have finished: a join waits here, in a number, and never in
-    a worker, which is why a diamond can't deadlock.
+    An item is settled when nothing of it is queued, running or waiting for another attempt, nor of its children
+    (``live`` is 0). ``closed`` says that no further stage is started for it: it failed, or was dropped.
+    ``arrived`` counts, for the stages with several dependencies, how many of them have finished: a join waits here,
+    in a number, and never in a worker, which is why a diamond can't deadlock.
 
     Attributes:
         index: The record's place in its source, from 0: its identity over attempts and runs.
+        path: For a child its place among its parent's children, after the parent's own path; for a record empty.
         record: The input record.
         results: What the stages that have finished returned, by stage name.
         contexts: In the context style, each finished stage's view of the context.
         notes: What was out of the ordinary, by stage name; ``None`` while there is nothing.
+        attempts: How often a handler was called, by stage name, where it was more than once.
+        cut: Stages that are not run for this item because ``done`` came before them.
+        children: What fan-outs made of it, in the order in which it was yielded.
+        yielded: How many children each fan-out has made of it.
+        maker: For a child the stage that yielded it.
+        held: The dead letter waits for the verdict on the stage.
+        withheld: The failure is left undone rather than made a dead letter: it stops the run.
     """
 
-    __slots__ = ("aborted", "arrived", "contexts", "failure", "index", "live", "notes", "record", "results")
+    __slots__ = ("__dict__", "closed", "index", "live", "record", "results")
+
+    # Most items never need these: as class attributes they cost nothing to make, and room only where they are set.
+    path: tuple[int, ...] = ()
+    contexts: dict[str, Any] | None = None
+    notes: dict[str, Note] | None = None
+    arrived: dict[str, int] | None = None
+    attempts: dict[str, int] | None = None
+    cut: frozenset[str] | None = None
+    failure: Failure | None = None
+    dropped: tuple[str, str] | None = None
+    parent: Item | None = None
+    maker: str | None = None
+    children: list[Item] | None = None
+    yielded: dict[str, int] | None = None
+    withheld = False
+    held = False
 
     def __init__(self, index: int, record: Any, live: int) -> None:
         self.index = index
         self.record = record
         self.live = live
         self.results: dict[str, Any] = {}
-        self.contexts: dict[str, Any] | None = None
-        self.notes: dict[str, Note] | None = None
-        self.arrived: dict[str, int] | None = None
-        self.failure: Failure | None = None
-        self.aborted = False
+        self.closed = False
 
     def note(self, stage: str, note: Note) -> None:
         """Remember what was out of the ordinary at ``stage``."""
         if self.notes is None:
             self.notes = {}
         self.notes[stage] = note
+
+    def attempt(self, stage: str) -> int:
+        """Which attempt at ``stage`` this is, from 1."""
+        return self.attempts.get(stage, 1) if self.attempts is not None else 1
+
+    def close(self) -> None:
+        """Start nothing more of this item, nor of the children it has."""
+        self.closed = True
+        for child in self.children or ():
+            child.close()
+
+    def lineage(self) -> Iterator[Item]:
+        """The item, its parent, and so on up to the record."""
+        item: Item | None = self
+        while item is not None:
+            yield item
+            item = item.parent
 
 
 @dataclass(frozen=True, slots=True)

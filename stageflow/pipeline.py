@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from stageflow.errors import DefinitionError
+from stageflow.errors import DefinitionError, SettingError
 from stageflow.plan import Draft, Override, Plan, ResourceDraft, Scope, StageDraft, freeze
 from stageflow.stage import check_setting
 
 if TYPE_CHECKING:
     from stageflow.report.stats import RunReport
+    from stageflow.runner import Run
 
 __all__ = ["Pipeline"]
 
@@ -32,6 +33,8 @@ class Pipeline:
         params: The job's parameters and their defaults; ``-p NAME=VALUE`` is parsed to the default's type.
         context: A dataclass for the context style: each record gets one instance, built from its fields, which every
             stage takes as ``ctx`` and fills in. The output is the input's fields and the context's.
+        on_partial: Where some of a record's children fail, the others are kept (``"keep"``), or nothing of the record
+            is written (``"drop"``).
 
     Raises:
         DefinitionError: ``context`` is no dataclass.
@@ -44,13 +47,16 @@ class Pipeline:
         key: str | None = None,
         params: Mapping[str, Any] | None = None,
         context: type | None = None,
+        on_partial: Literal["keep", "drop"] = "keep",
     ) -> None:
         where = _caller()
+        if on_partial not in ("keep", "drop"):
+            raise SettingError(f'on_partial must be "keep" or "drop", not {on_partial!r}', where=where)
         if context is not None and not (isinstance(context, type) and dataclasses.is_dataclass(context)):
             raise DefinitionError(
                 f"context must be a dataclass, not {context!r}", hint="put @dataclass above the class", where=where
             )
-        self._draft = Draft(name, where, key, dict(params or {}), context)
+        self._draft = Draft(name, where, key, dict(params or {}), context, on_partial)
         self._prepare: Callable[[], object] | None = None
 
     @property
@@ -76,8 +82,11 @@ class Pipeline:
             settings: ``name`` (default: the function's), ``max_in_flight`` (calls in progress at once; 16),
                 ``queue_size`` (items that may wait in front of it; ``max(64, max_in_flight)``), ``run`` (``"async"``,
                 ``"thread"``, ``"process"``, ``"inline"``; by the kind of the function), ``on_error``
-                (``"dead_letter"``, ``"skip"``, ``"abort"`` or ``degrade(...)``), ``emit`` (whether the result is a
-                field of the output; true), ``version`` (text that is part of the stage's identity).
+                (``"dead_letter"``, ``"skip"``, ``"abort"`` or ``degrade(...)``), ``timeout`` (seconds per attempt;
+                600), ``retry`` (a :class:`Retry` or the number of attempts), ``rate_limit`` (a :class:`RateLimit`,
+                shared where the object is shared), ``batch`` (a :class:`Batch`: lists in, lists out), ``when`` (a
+                predicate whose parameters are names like a stage's; false: skipped for this record), ``emit`` (whether
+                the result is a field of the output; true), ``version`` (text that is part of the stage's identity).
 
         Raises:
             SettingError: A setting is unknown or out of its range.
@@ -187,9 +196,9 @@ class Pipeline:
         Raises:
             Exception: What a stage raised after its ``on_error`` was applied, with a note that names the stage.
         """
-        from stageflow.runner import execute
+        from stageflow.entry import execute  # a job file that is only checked needs no engine
 
-        return await execute(self, record, params)
+        return await execute(self.plan((), params), record, self._prepare)
 
     async def run(self, source: Any, sink: Any, **options: Any) -> RunReport:
         """Run every record of ``source`` and hand the output records to ``sink``.
@@ -198,7 +207,7 @@ class Pipeline:
             source: A path (``"-"`` is standard input), an iterable or an async iterable of records of any kind; one
                 that is no mapping is reachable as ``record``.
             sink: A path, a list, or a plain or async function that takes each output record.
-            options: Spelt as on the command line, see :class:`stageflow.runner.Options`.
+            options: Spelt as on the command line, see :class:`stageflow.options.Options`.
 
         Returns:
             The account of the run, also where it was stopped by policy (``report.stopped``).
@@ -208,25 +217,33 @@ class Pipeline:
             StorageError: The sink failed; the run ended.
             RunFailed: A bug in stageflow.
         """
-        from stageflow.runner import run
+        from stageflow.entry import guarded  # see execute
 
-        return await run(self, source, sink, **options)
+        return await guarded(self._start(source, sink, options).execute())
 
     def run_sync(self, source: Any, sink: Any, *, loop: str = "auto", **options: Any) -> RunReport:
         """:meth:`run` on a loop of its own: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` (uvloop if installed)."""
-        from stageflow.runner import run_on_loop
+        from stageflow.entry import run_on_loop  # see execute
 
-        return run_on_loop(self.run(source, sink, **options), loop)
+        return run_on_loop(lambda: self.run(source, sink, **options), loop)
 
-    def stream(self, source: Any, **options: Any) -> AsyncIterator[dict[str, Any]]:
+    def stream(self, source: Any, **options: Any) -> AsyncGenerator[dict[str, Any], None]:
         """The output records as they finish. While nobody takes them nothing more than ``max_open_records`` is read.
 
         A failed record goes to ``dead=`` (a path, a list or a function), or is logged as a warning where there is none.
         Leaving early cancels what is in flight; use ``contextlib.aclosing`` to have it done at once.
         """
-        from stageflow.runner import stream
+        from stageflow.entry import stream  # see execute
 
-        return stream(self, source, **options)
+        return stream(lambda sink: self._start(source, sink, options))
+
+    def _start(self, source: Any, sink: Any, given: Mapping[str, Any]) -> Run:
+        from stageflow.options import Options  # see execute
+        from stageflow.runner import Run
+
+        options = Options.of(given)
+        plan = self.plan(options.all_overrides(), options.params)
+        return Run(plan, source, sink, options, self._prepare)
 
     def pipe(self, **options: Any) -> Any:
         """The job as an aiostream operator: ``stream.iterate(records) | pipeline.pipe() | pipe.take(5)``."""

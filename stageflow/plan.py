@@ -10,13 +10,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from stageflow import graph
 from stageflow.contexts import required_fields
 from stageflow.errors import DefinitionError, GraphError, SettingError
+from stageflow.policies.retry import retry_of
 from stageflow.stage import (
     DEFAULT_MAX_IN_FLIGHT,
+    DEFAULT_TIMEOUT,
     RESERVED,
     SMALLEST_DEFAULT_QUEUE,
     Kind,
@@ -42,6 +45,11 @@ class Params(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
+
+    def __getattribute__(self, name: str) -> Any:
+        # A parameter may be called "items": its value comes before the method of a mapping.
+        values = object.__getattribute__(self, "__dict__").get("_values", {})
+        return values[name] if name in values else object.__getattribute__(self, name)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "_values":
@@ -94,6 +102,7 @@ class Draft:
     key: str | None
     params: dict[str, Any]
     context: type | None
+    on_partial: str = "keep"
     emitted: tuple[str, ...] | None = None
     stages: list[StageDraft] = field(default_factory=list)
     resources: list[ResourceDraft] = field(default_factory=list)
@@ -131,6 +140,7 @@ class Plan:
         key: The field of the input record that names it in messages, or ``None``.
         context: The dataclass of the context style, or ``None``.
         emitted: The fields of the output record, or ``None`` for all.
+        on_partial: What becomes of what a fan-out yielded where some of it failed: ``"keep"`` or ``"drop"``.
     """
 
     name: str
@@ -142,6 +152,7 @@ class Plan:
     key: str | None
     context: type | None
     emitted: tuple[str, ...] | None
+    on_partial: str = "keep"
 
     @cached_property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
@@ -165,6 +176,14 @@ class Plan:
         """The stages that none depends on."""
         return tuple(name for name in self.order if not self.children[name])
 
+    @cached_property
+    def fan_outs(self) -> Mapping[str, tuple[str, ...]]:
+        """For each stage the fan-outs above it, outermost first: it runs once per child of the innermost of them."""
+        return {
+            name: tuple(above for above in self.order if above in self.ancestors[name] and self.stages[above].fans_out)
+            for name in self.order
+        }
+
     @property
     def edges(self) -> tuple[tuple[str, str], ...]:
         """``(from, to)`` in the order of execution."""
@@ -176,7 +195,7 @@ class Plan:
         needed = {
             parameter.name: f'stage "{stage.name}"'
             for stage in reversed(list(self.stages.values()))
-            for parameter in stage.parameters
+            for parameter in (*stage.when_parameters, *stage.parameters)
             if parameter.kind == "field" and parameter.required
         }
         if self.context is not None:
@@ -228,8 +247,11 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
         key=draft.key,
         context=draft.context,
         emitted=draft.emitted,
+        on_partial=draft.on_partial,
     )
     _check_processes(plan)
+    _check_fan_out(plan)
+    _check_batches(plan)
     return plan
 
 
@@ -267,18 +289,20 @@ def _check_names(draft: Draft) -> None:
 
 def _stage(draft: StageDraft, job: Draft, overrides: Sequence[Override]) -> Stage:
     owner = f'stage "{draft.name}"'
-    if is_generator(draft.handler):
-        raise DefinitionError(
-            f"{owner} is a generator: fan-out is not available yet", hint="return a list", where=draft.where
-        )
     parameters = tuple(_resolve(p, job) for p in parameters_of(owner, draft.handler, draft.where))
     settings = _settings(draft, overrides)
     values = {name: setting.value for name, setting in settings.items()}
+    values["retry"] = retry_of(values["retry"])
+    conditions: tuple[Parameter, ...] = ()
+    if values["when"] is not None:
+        conditions = tuple(_resolve(p, job) for p in parameters_of(f"when of {owner}", values["when"], draft.where))
     return Stage(
         name=draft.name,
         handler=draft.handler,
         parameters=parameters,
-        dependencies=_dependencies(draft, parameters, job),
+        dependencies=_dependencies(draft, (*parameters, *conditions), job),
+        when_parameters=conditions,
+        fans_out=is_generator(draft.handler),
         where=draft.where,
         origins={name: setting.origin for name, setting in settings.items()},
         **values,
@@ -297,7 +321,13 @@ def _resolve(parameter: inspect.Parameter, job: Draft) -> Parameter:
         kind = name  # type: ignore[assignment]
     elif job.context is not None and parameter.annotation in (job.context, job.context.__name__):
         kind = "ctx"
-    return Parameter(name, kind, parameter.default, parameter.kind is parameter.KEYWORD_ONLY)
+    return Parameter(
+        name,
+        kind,
+        parameter.default,
+        by_keyword=parameter.kind is parameter.KEYWORD_ONLY,
+        by_position=parameter.kind is parameter.POSITIONAL_ONLY,
+    )
 
 
 def _dependencies(draft: StageDraft, parameters: Sequence[Parameter], job: Draft) -> tuple[str, ...]:
@@ -319,6 +349,11 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "queue_size": None,
     "run": None,
     "on_error": "dead_letter",
+    "timeout": DEFAULT_TIMEOUT,
+    "retry": None,
+    "rate_limit": None,
+    "batch": None,
+    "when": None,
     "emit": True,
     "version": None,
 }
@@ -416,6 +451,12 @@ def _check_processes(plan: Plan) -> None:
     """A stage in processes can use what can be there: resources of that scope, and nothing bound to the loop."""
     for stage in plan.stages.values():
         for parameter in stage.parameters:
+            if stage.run == "process" and parameter.kind == "ctx" and plan.context is not None:
+                raise DefinitionError(
+                    f'stage "{stage.name}" runs in processes and can\'t fill in the context: its copy stays there',
+                    hint="take the fields it needs as parameters, or run it elsewhere",
+                    where=stage.where,
+                )
             if parameter.kind != "resource":
                 continue
             scope = plan.resources[parameter.name].scope
@@ -426,3 +467,46 @@ def _check_processes(plan: Plan) -> None:
                     hint='declare it @pipeline.resource(scope="process"), or run the stage elsewhere',
                     where=stage.where,
                 )
+
+
+def _check_fan_out(plan: Plan) -> None:
+    """Refuse what can't be told apart: the children of one fan-out meeting those of another that is not above it."""
+    for stage in plan.stages.values():
+        above = plan.fan_outs[stage.name]
+        for outer, inner in pairwise(above):
+            if outer not in plan.ancestors[inner]:
+                raise GraphError(
+                    f'stage "{stage.name}" depends on two unrelated fan-outs, "{outer}" and "{inner}": '
+                    "their children can't be joined",
+                    hint="let one of them return a list, or depend on the other",
+                    where=stage.where,
+                )
+        if not stage.fans_out:
+            continue
+        for refused, why in (
+            (stage.run == "process", "in a process"),
+            (stage.batch is not None, "over a batch"),
+            (plan.context is not None, "in the context style"),
+        ):
+            if refused:
+                raise DefinitionError(
+                    f'stage "{stage.name}" is a generator, and a fan-out is not possible {why}',
+                    hint="return a list instead",
+                    where=stage.where,
+                )
+
+
+def _check_batches(plan: Plan) -> None:
+    """Refuse a batch that could never fill, or in a style that has no lists."""
+    for stage in plan.stages.values():
+        if stage.batch is None:
+            continue
+        if plan.context is not None:
+            raise DefinitionError(f'stage "{stage.name}": no batches in the context style', where=stage.where)
+        if stage.batch.size > plan.max_open_records:
+            raise SettingError(
+                f'stage "{stage.name}": a batch of {stage.batch.size} is larger than what can be in flight '
+                f"({plan.max_open_records} records)",
+                hint="raise queue_size",
+                where=stage.where,
+            )

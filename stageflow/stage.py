@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from stageflow.errors import DefinitionError, SettingError
 from stageflow.graph import nearest
+from stageflow.policies.batching import Batch
 from stageflow.policies.failure import Degrade, OnError
+from stageflow.policies.rate import RateLimit
+from stageflow.policies.retry import Retry
 
 __all__ = ["RESERVED", "Kind", "Parameter", "Run", "Setting", "Stage", "check_setting", "is_async", "parameters_of"]
 
@@ -20,6 +24,8 @@ RESERVED: Final = ("record", "results", "params", "call", "ctx")
 """Parameter names that mean something by themselves; no stage and no resource may bear one."""
 
 DEFAULT_MAX_IN_FLIGHT: Final = 16
+DEFAULT_TIMEOUT: Final = 600.0
+"""Seconds: longer than any call should take, and no run hangs for ever on one."""
 SMALLEST_DEFAULT_QUEUE: Final = 64
 """``queue_size`` where none is set is ``max(64, max_in_flight)``: room for one turn of all workers."""
 
@@ -30,13 +36,14 @@ class Parameter:
 
     Args:
         default: ``inspect.Parameter.empty`` where there is none; a default makes a field optional.
-        by_keyword: Whether it can be given by keyword only.
+        by_keyword, by_position: Whether it can be given by keyword, or by position, only.
     """
 
     name: str
     kind: Kind
     default: Any = inspect.Parameter.empty
     by_keyword: bool = False
+    by_position: bool = False
 
     @property
     def required(self) -> bool:
@@ -58,6 +65,9 @@ class Stage:
     Args:
         parameters: What the handler is called with, in its own order.
         dependencies: The stages it comes after, each once, in the order in which they were named.
+        timeout: Seconds per attempt.
+        when_parameters: What ``when`` is called with.
+        fans_out: Whether the handler is a generator: each value it yields is a child.
         where: The place of its definition, as ``job.py:12``.
         origins: For each setting where its value came from.
     """
@@ -70,6 +80,13 @@ class Stage:
     queue_size: int
     run: Run
     on_error: OnError
+    timeout: float
+    retry: Retry | None
+    rate_limit: RateLimit | None
+    batch: Batch | None
+    when: Callable[..., Any] | None
+    when_parameters: tuple[Parameter, ...]
+    fans_out: bool
     emit: bool
     version: str | None
     where: str
@@ -77,8 +94,9 @@ class Stage:
 
 
 def is_async(handler: Callable[..., Any]) -> bool:
-    """Whether calling ``handler`` gives a coroutine."""
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004 - we ask what it is
+    """Whether calling ``handler`` gives a coroutine or an async generator."""
+    inner = getattr(handler, "__call__", None)  # noqa: B004 - we ask what it is
+    return any(test(f) for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction) for f in (handler, inner))
 
 
 def is_generator(handler: Callable[..., Any]) -> bool:
@@ -116,6 +134,10 @@ def _positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "max_in_flight": (_positive, "a positive integer"),
     "queue_size": (_positive, "a positive integer"),
@@ -124,6 +146,14 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: isinstance(value, Degrade) or value in ("dead_letter", "skip", "abort"),
         '"dead_letter", "skip", "abort" or degrade(...)',
     ),
+    "timeout": (_seconds, "seconds, more than 0"),
+    "retry": (
+        lambda value: value is None or isinstance(value, Retry) or _positive(value),
+        "Retry(...) or the number of attempts, the first included",
+    ),
+    "rate_limit": (lambda value: value is None or isinstance(value, RateLimit), "RateLimit(...)"),
+    "batch": (lambda value: value is None or isinstance(value, Batch), "Batch(size, within)"),
+    "when": (lambda value: value is None or callable(value), "a function"),
     "emit": (lambda value: isinstance(value, bool), "true or false"),
     "version": (lambda value: isinstance(value, str), "text"),
 }

@@ -11,12 +11,14 @@ from typing import Any
 
 import click
 
+from stageflow.entry import guarded, run_on_loop
 from stageflow.errors import RequestError, SettingError
 from stageflow.loader import Job
-from stageflow.plan import Override
+from stageflow.options import Options
+from stageflow.plan import Override, Plan
 from stageflow.report.stats import RunReport
 from stageflow.report.summary import bottleneck
-from stageflow.runner import Options, run, run_on_loop
+from stageflow.runner import Run
 from stageflow.settings import parse_params
 
 __all__ = ["sweep"]
@@ -32,11 +34,14 @@ def sweep(job: Job, input_: str, given: Mapping[str, Any], overrides: Callable[.
         SettingError: A sweep is not of the form STAGE=N,N.
         RequestError: Neither ``--limit`` nor ``--yes`` says that the calls are wanted.
     """
+    if input_ == "-":
+        raise RequestError("a benchmark reads its input several times", hint="give a file")
     axes = [*_axes("max_in_flight", given["sweep"]), *_axes("queue_size", given["sweep_queue"])]
     combinations = list(itertools.product(*axes))
     base = overrides(job, given)
+    params = parse_params(given["params"], job.pipeline.parameters)
     for combination in combinations:  # refuse a wrong stage before the first call is made
-        plan = job.pipeline.plan((*base, *_as_overrides(combination)))
+        plan = job.pipeline.plan((*base, *_as_overrides(combination)), params)
     records = given["limit"] or _count(input_)
     runs = len(combinations) * given["repeat"]
     calls = runs * records * len(plan.stages)
@@ -48,20 +53,10 @@ def sweep(job: Job, input_: str, given: Mapping[str, Any], overrides: Callable[.
         raise RequestError(
             "a benchmark makes real calls", hint="pass --limit N for a part of the input, or --yes for all of it"
         )
-    params = parse_params(given["params"], job.pipeline.parameters)
     rows = []
     for combination in combinations:
-        reports = [
-            _measure(
-                job,
-                input_,
-                Options(
-                    params=params, overrides=(*base, *_as_overrides(combination)), limit=given["limit"], dead=_discard
-                ),
-                given["loop"],
-            )
-            for _ in range(given["repeat"])
-        ]
+        plan = job.pipeline.plan((*base, *_as_overrides(combination)), params)
+        reports = [_measure(plan, input_, given, job) for _ in range(given["repeat"])]
         rows.append(_row(combination, reports))
         click.echo(f"  {_name(combination)}: {rows[-1]['per_second']:,.1f} records/s", err=True)
     click.echo(json.dumps(_document(job, rows)) if given["as_json"] else _table(rows))
@@ -85,8 +80,6 @@ def _as_overrides(combination: Sequence[Setting]) -> tuple[Override, ...]:
 
 
 def _count(path: str) -> int:
-    if path == "-":
-        raise RequestError("a benchmark reads its input several times", hint="give a file")
     try:
         with open(path, "rb") as file:
             return sum(1 for line in file if line.strip())
@@ -98,9 +91,10 @@ def _discard(record: object) -> None:
     """A sink for what is only to be timed."""
 
 
-def _measure(job: Job, input_: str, options: Options, loop: str) -> RunReport:
-    given = {name: getattr(options, name) for name in ("params", "overrides", "limit", "dead")}
-    return run_on_loop(run(job.pipeline, input_, _discard, **given), loop)
+def _measure(plan: Plan, input_: str, given: Mapping[str, Any], job: Job) -> RunReport:
+    options = Options(limit=given["limit"], dead=_discard)
+    run = Run(plan, input_, _discard, options, job.pipeline._prepare)
+    return run_on_loop(lambda: guarded(run.execute()), given["loop"])
 
 
 def _row(combination: Sequence[Setting], reports: Sequence[RunReport]) -> dict[str, Any]:

@@ -166,6 +166,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = self._ready[chosen]
             del self._ready[chosen]
             self._step(handle)
+            del handle
 
     def _step(self, handle: asyncio.Handle) -> None:
         if handle.cancelled():
@@ -174,6 +175,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self.steps > self.max_steps:
             raise Livelock(f"no end after {self.max_steps} steps, at {self._now} s\n{_describe_tasks(self)}")
         handle._run()
+        del handle  # else the traceback of an exception, which knows these frames, keeps the task that failed alive
 
     def _move_time(self) -> None:
         if self._outside:

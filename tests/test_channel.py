@@ -144,7 +144,7 @@ class ChannelMachine(RuleBasedStateMachine):
         assert self.channel.sent == len(moved)
         assert self.channel.qsize() <= self.channel.maxsize
         assert self.channel.peak_depth <= self.channel.maxsize
-        assert self.channel.sending == len(self.senders) + len(self.closers)
+        assert len(self.channel.line) == len(self.senders) + len(self.closers)
         # Nobody waits for what is there.
         assert not (self.channel.items and self.receivers), "a receiver was not woken"
         assert not (not self.channel.full() and (self.senders or self.closers)), "a sender was not woken"
@@ -186,11 +186,11 @@ def test_a_full_channel_refuses_and_a_sender_waits_for_room() -> None:
         assert not channel.try_send(item(2))
         sending = asyncio.create_task(channel.send(item(2)))
         await asyncio.sleep(3)
-        assert (sending.done(), channel.sending, channel.sent) == (False, 1, 1)
+        assert (sending.done(), len(channel.line), channel.sent) == (False, 1, 1)
         await take(channel, received)
         await sending
         assert loop.time() == 3.0
-        assert (channel.sending, channel.sent, channel.peak_depth, received) == (0, 2, 1, [1])
+        assert (len(channel.line), channel.sent, channel.peak_depth, received) == (0, 2, 1, [1])
 
     run_virtual(main())
 
@@ -265,10 +265,10 @@ def test_the_last_close_waits_for_room_and_the_marker_comes_behind_the_items() -
             channel.try_send(item(number))
         closing = asyncio.create_task(channel.close())
         await asyncio.sleep(1)
-        assert (closing.done(), channel.sending) == (False, 1)
+        assert (closing.done(), len(channel.line)) == (False, 1)
         await take_all(channel, received)
         await closing
-        assert (loop.time(), received, channel.sending, channel.sent) == (1.0, [1, 2], 0, 2)
+        assert (loop.time(), received, len(channel.line), channel.sent) == (1.0, [1, 2], 0, 2)
 
     run_virtual(main())
 
@@ -297,7 +297,7 @@ def test_a_cancelled_send_puts_nothing_and_the_next_one_gets_the_room() -> None:
         await asyncio.wait([first])
         await second
         await take(channel, received)
-        assert (received, channel.sent, channel.sending) == ([3], 2, 0)
+        assert (received, channel.sent, len(channel.line)) == ([3], 2, 0)
 
     run_virtual(main())
 

@@ -158,7 +158,6 @@ def test_branches_that_set_fields_of_their_own_meet_in_any_order(data: st.DataOb
     assert fields_of(merged.value) == {"query": "q", "made": 7, **values}
 
 
-@pytest.mark.xfail(strict=True, reason="merge sets the fields of a frozen context, which refuses")
 def test_a_frozen_context_whose_stages_return_copies_can_meet() -> None:
     @dataclasses.dataclass(frozen=True)
     class Frozen:

@@ -25,12 +25,6 @@ def test_credits_are_given_up_to_the_limit() -> None:
     run_virtual(main())
 
 
-several_waiting = pytest.mark.xfail(
-    strict=True, reason="who is woken while others wait is refused by try_take and goes to the end: nobody is served"
-)
-
-
-@several_waiting
 def test_who_comes_first_is_served_first_and_nobody_overtakes() -> None:
     async def main() -> list[int]:
         admission, order = Credits(1), list[int]()
@@ -64,7 +58,6 @@ def test_a_wait_ends_when_a_credit_is_given_back() -> None:
     run_virtual(main())
 
 
-@several_waiting
 def test_several_given_at_once_wake_several() -> None:
     async def main() -> None:
         admission = Credits(3)
@@ -151,7 +144,6 @@ def asking(seed: int) -> Coroutine[Any, Any, int]:
     return main()
 
 
-@several_waiting
 def test_everybody_is_served_whatever_the_schedule() -> None:
     for seed in range(300):
         assert run_virtual(asking(seed), seed=seed) >= 10
@@ -164,6 +156,6 @@ def every(seeds: range) -> None:
 
 def test_a_lost_wake_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the test above can fail at all."""
-    monkeypatch.setattr(Credits, "_wake", lambda self: None)
+    monkeypatch.setattr(Credits, "_hand_over", lambda self, credit: False)
     with pytest.raises(Deadlock):
         every(range(50))

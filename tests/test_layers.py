@@ -40,7 +40,11 @@ LAYERS: dict[str, int] = {
     # 6 front
     "pipeline": 6,
     "loader": 6,
+    "options": 6,
+    "ends": 6,
+    "output": 6,
     "recorder": 6,
+    "entry": 6,
     "settings": 6,
     "command": 6,
     "sweep": 6,
@@ -58,7 +62,7 @@ WORDS_ONLY = {5}
 DOORS = {
     "click": {"cli", "command", "sweep"},
     "tqdm": {"report.progress"},
-    "uvloop": {"runner"},
+    "uvloop": {"entry"},
     "aiostream": {"adapters.streams"},
     "orjson": {"adapters.jsonl"},
 }

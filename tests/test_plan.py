@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageflow import DefinitionError, GraphError, JobLoadError, Params, Pipeline, SettingError, degrade
+from stageflow import Batch, DefinitionError, GraphError, JobLoadError, Params, Pipeline, SettingError, degrade
 from stageflow.loader import load
 from stageflow.plan import Override
 from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
@@ -523,13 +523,14 @@ def test_a_setting_out_of_range_is_refused_where_it_is_written(setting: str, val
     assert isinstance(caught.value, ValueError)
 
 
-def test_a_generator_is_refused() -> None:
-    async def children(x: Any) -> Any:
+@pytest.mark.parametrize("settings", [{"run": "process"}, {"batch": Batch(2)}])
+def test_a_generator_has_its_limits(settings: dict[str, Any]) -> None:
+    def children(x: Any) -> Any:
         yield x
 
     pipeline = Pipeline()
-    pipeline.add_stage("f", children)
-    with pytest.raises(DefinitionError):
+    pipeline.add_stage("f", children, **settings)
+    with pytest.raises(DefinitionError, match="a fan-out is not possible"):
         pipeline.plan()
 
 
@@ -871,7 +872,6 @@ def test_parameters_are_attributes_and_items() -> None:
         _ = params["modl"]
 
 
-@pytest.mark.xfail(strict=True, reason="a parameter named like a method of a mapping is that method")
 @pytest.mark.parametrize("name", ["items", "keys", "values", "get"])
 def test_a_parameter_may_have_any_name(name: str) -> None:
     assert getattr(Params({name: 3}), name) == 3

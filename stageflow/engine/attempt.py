@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from stageflow import contexts
-from stageflow.engine.binding import bind
-from stageflow.errors import HandlerFailed, ItemError, RecordError
-from stageflow.item import Failure, Item, Note, Outcome
+from stageflow.engine.binding import Binder
+from stageflow.errors import HandlerFailed, RecordError
+from stageflow.item import Exit, Item, Note, Outcome
 from stageflow.plan import Plan
 from stageflow.policies.failure import Degrade
+from stageflow.policies.redact import redact, secrets_of
 from stageflow.stage import Stage
 
-__all__ = ["GIVEN_UP", "Attempts", "describe", "message_of"]
+__all__ = ["GONE", "SKIPPED", "Attempts", "asked_for", "describe", "message_of", "shown"]
 
-GIVEN_UP: Final = object()
-"""What :meth:`Attempts.failed` answers where the item does not go on."""
+SKIPPED: Final = Exit("skip")
+"""What an attempt gives where ``when`` says no."""
 
-_PROGRAMMING = (TypeError, NameError, AttributeError, ImportError, NotImplementedError)
+GONE: Final = Exit("gone")
+"""The item stops here."""
+
+
+MESSAGE_CHARS: Final = 2048
+"""What is kept of an error's message."""
+
+_SHOWN_CHARS: Final = 512
+"""What is kept of an error inside the message of another."""
 
 
 class Attempts:
@@ -32,27 +42,60 @@ class Attempts:
 
     Attributes:
         invoke: Call the handler for an item and await its result. In the context style it also keeps what the handler
-            made of the context.
+            made of the context. Costs nothing beyond the call where nothing is asked for.
+        fenced: Whether the call that has just ended was abandoned before: nothing of it may be kept.
     """
 
     invoke: Callable[[Item], Awaitable[Any]]
+    fenced: Callable[[], bool]
 
-    def __init__(
-        self,
-        stage: Stage,
-        plan: Plan,
-        resources: Mapping[str, Any],
-        target: Callable[..., Any],
-        *,
-        run: str,
-        aborted: Callable[[int, str, BaseException], None],
-    ) -> None:
+    def __init__(self, stage: Stage, plan: Plan, binder: Binder, target: Callable[..., Any]) -> None:
         self._stage = stage
-        self._aborted = aborted
         self._plan = plan
-        self._call = bind(stage, plan, resources, target, run)
-        self._arguments = bind(stage, plan, resources, lambda *given, **named: (*given, *named.values()), run)
-        self.invoke = self._call if plan.context is None else self._in_context
+        self.fenced = lambda: False
+        self._call = binder.call(target)
+        self._arguments = binder.call(lambda *given, **named: (*given, *named.values()))
+        self._condition = binder.condition(stage.when) if stage.when is not None else None
+        self.invoke = self._call
+        if plan.context is not None:
+            self.invoke = self._in_context
+        elif self._condition is not None:
+            self.invoke = self._if_wanted
+
+    def watched(self, invoke: Callable[[Any], Awaitable[Any]], warn: Callable[[str], None]) -> Callable[[Any], Any]:
+        """``invoke`` that tells, once, of a handler that changes a value it shares with others.
+
+        Costs a ``repr`` of those values per call, twice.
+        """
+        needs, name = self._stage.dependencies, self._stage.name
+        told: set[str] = set()
+
+        def shared_by(items: Sequence[Item]) -> dict[str, list[str]]:
+            shared = {f'the result of stage "{need}"': [repr(item.results[need]) for item in items] for need in needs}
+            return shared | {"the input record": [repr(item.record) for item in items]}
+
+        async def watched(given: Any) -> Any:
+            items = given if isinstance(given, list) else [given]
+            before = shared_by(items)
+            try:
+                return await invoke(given)
+            finally:
+                for what, after in shared_by(items).items():
+                    if after != before[what] and what not in told:
+                        told.add(what)
+                        warn(f'stage "{name}" changed {what}, which others share: copy it first')
+
+        return watched
+
+    async def wanted(self, item: Item, ctx: Any = None) -> bool:
+        """Whether ``when`` lets the handler run for the item."""
+        if self._condition is None:
+            return True
+        answer = self._condition(item, ctx)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+
+    async def _if_wanted(self, item: Item) -> Any:
+        return await self._call(item) if await self.wanted(item) else SKIPPED
 
     async def _in_context(self, item: Item) -> Any:
         """Call the handler on a copy of the context, and keep that copy only where the call succeeds."""
@@ -60,7 +103,15 @@ class Attempts:
         assert context is not None, "a context style call without a context"
         before = self._view(item)
         after = contexts.fork(before)
-        value = await self._call(item, 1, after)
+        if not await self.wanted(item, after):
+            self._keep(item, before)
+            return SKIPPED
+        value = await self._call(item, after)
+        if self.fenced():
+            return GONE
+        if isinstance(value, Exit):
+            self._keep(item, contexts.commit(before, after, self._stage.name))
+            return value
         if isinstance(value, context):
             after, value = value, None
         self._keep(item, contexts.commit(before, after, self._stage.name))
@@ -77,51 +128,25 @@ class Attempts:
         assert item.contexts is not None, "a context was kept that never began"
         item.contexts[self._stage.name] = view
 
-    async def failed(self, item: Item, error: BaseException) -> Any:
-        """Apply the stage's ``on_error`` to an attempt that raised ``error``.
-
-        Returns:
-            The result to go on with, or :data:`GIVEN_UP`; then ``item.failure`` is set.
+    async def stand_in(self, item: Item, error: BaseException) -> Any:
+        """The result to go on with after the last attempt, by ``on_error``: ``"skip"`` or ``degrade``.
 
         Raises:
-            asyncio.CancelledError: The error is a cancellation that the engine asked for.
+            BaseException: What a function given to ``degrade`` raised; it is the item's failure then.
         """
-        if isinstance(error, asyncio.CancelledError) and _asked_for():
-            raise error
-        reason = self._reason(item, error)
-        policy = self._stage.on_error
-        if policy == "skip" or isinstance(policy, Degrade):
-            try:
-                value = await self._stand_in(item, policy, reason)
-                if self._plan.context is not None:
-                    self._keep(item, self._view(item))
-            except BaseException as second:
-                if isinstance(second, asyncio.CancelledError) and _asked_for():
-                    raise
-                reason = self._reason(item, second)
-            else:
-                outcome: Outcome = "skipped" if policy == "skip" else "degraded"
-                item.note(self._stage.name, Note(outcome, describe(reason), 1))
-                return value
-        if policy == "abort":
-            self._aborted(item.index, self._stage.name, reason)
-        if item.failure is not None:
-            return GIVEN_UP  # another branch was first; a record has one failure
-        item.aborted = policy == "abort"
-        item.failure = Failure(
-            self._stage.name, reason, 1, retryable=not isinstance(reason, (*_PROGRAMMING, ItemError))
-        )
-        return GIVEN_UP
+        policy, value = self._stage.on_error, None
+        if isinstance(policy, Degrade):
+            # The arguments may be what is missing; then the function gets the error alone.
+            arguments = () if isinstance(error, RecordError) else self._arguments(item)
+            value = policy.stand_in(error, arguments)
+            value = await value if inspect.isawaitable(value) else value
+        if self._plan.context is not None:
+            self._keep(item, self._view(item))
+        outcome: Outcome = "degraded" if isinstance(policy, Degrade) else "skipped"
+        item.note(self._stage.name, Note(outcome, describe(error), item.attempt(self._stage.name)))
+        return value
 
-    async def _stand_in(self, item: Item, policy: Degrade | str, reason: BaseException) -> Any:
-        if not isinstance(policy, Degrade):
-            return None
-        # The arguments may be what is missing; then the function gets the error alone.
-        arguments = () if isinstance(reason, RecordError) else self._arguments(item)
-        value = policy.stand_in(reason, arguments)
-        return await value if inspect.isawaitable(value) else value
-
-    def _reason(self, item: Item, error: BaseException) -> BaseException:
+    def reason(self, item: Item, error: BaseException) -> BaseException:
         """The error as it is reported: a missing field is named, what no function may raise is wrapped."""
         name = self._stage.name
         if isinstance(error, (KeyError, AttributeError, TypeError)):
@@ -130,12 +155,14 @@ class Attempts:
                 return RecordError(lacking)
         if isinstance(error, asyncio.CancelledError):
             return _chained(HandlerFailed(f'cancelled inside stage "{name}"'), error)
+        if isinstance(error, BaseExceptionGroup):
+            return _chained(HandlerFailed(f'{_leaves(error)} raised in stage "{name}"'), error)
         if not isinstance(error, Exception):
-            return _chained(HandlerFailed(f'{error!r} raised in stage "{name}"'), error)
+            return _chained(HandlerFailed(f'{shown(error)} raised in stage "{name}"'), error)
         return error
 
     def _lacking(self, item: Item) -> str | None:
-        for parameter in self._stage.parameters:
+        for parameter in (*self._stage.when_parameters, *self._stage.parameters):
             if parameter.kind != "field":
                 continue
             if not isinstance(item.record, Mapping):
@@ -149,21 +176,43 @@ def message_of(error: BaseException) -> str:
     """What an error says; one whose ``__str__`` raises is no second failure."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - foreign code
+    except BaseException:  # noqa: BLE001 - foreign code
         return "(its message can't be read)"
 
 
 def describe(error: BaseException) -> str:
-    """Type and message on one line."""
-    message = message_of(error)
+    """Type and message, without secrets, cut to what is kept of it."""
+    message = redact(message_of(error), secrets_of(os.environ), limit=MESSAGE_CHARS)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def _chained(error: ItemError, cause: BaseException) -> ItemError:
+def asked_for(error: BaseException) -> bool:
+    """Whether an error is a cancellation of this very task that somebody asked for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def shown(value: object) -> str:
+    """A value as it is quoted inside a message: its ``repr``, without secrets, cut."""
+    try:
+        return redact(repr(value), secrets_of(os.environ), limit=_SHOWN_CHARS)
+    except BaseException:  # noqa: BLE001 - foreign code
+        return type(value).__name__
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> str:
+    """All errors of a nested group, flat."""
+    found: list[str] = []
+    rest: list[BaseException] = [group]
+    while rest:
+        error = rest.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            rest = [*error.exceptions, *rest]
+        else:
+            found.append(shown(error))
+    return f"{type(group).__name__}({', '.join(found)})"
+
+
+def _chained(error: HandlerFailed, cause: BaseException) -> HandlerFailed:
     error.__cause__ = cause
     return error
-
-
-def _asked_for() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

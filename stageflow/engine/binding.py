@@ -1,4 +1,4 @@
-"""From a stage's parameters to a call: what the handler is given for an item.
+"""From a stage's parameters to a call: what the handler is given for an item, or for a batch of items.
 
 For each stage one expression such as ``target(item.record['query'], item.results['retrieve'], index)`` is built and
 compiled once. A loop over the parameters would cost several times the call itself, per record and stage. The text is
@@ -7,14 +7,15 @@ made of parameter names, which are identifiers, and of names given here; no text
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stageflow.item import Item, Note, Outcome, ReadOnlyDict
 from stageflow.plan import Plan
 from stageflow.stage import Parameter, Stage
 
-__all__ = ["Call", "bind", "read_only"]
+__all__ = ["Binder", "Call", "read_only"]
 
 
 def read_only(record: Any) -> Any:
@@ -29,20 +30,16 @@ class Call:
         attempt: Which attempt this is, from 1.
         index: The record's place in the input, from 0.
         key: The value of the job's ``key`` field, or the index where there is none.
-        outcomes: For each stage before this one ``"ok"``, ``"degraded"`` or ``"skipped"``.
+        outcomes: For each stage before this one ``"ok"``, ``"degraded"``, ``"skipped"`` or ``"done"``.
     """
 
-    __slots__ = ("_above", "_item", "_key", "_run", "_stage", "attempt")
+    __slots__ = ("_binder", "_item", "attempt", "tokens")
 
-    def __init__(
-        self, item: Item, attempt: int, *, stage: str, key: str | None, run: str, above: tuple[str, ...]
-    ) -> None:
-        self.attempt = attempt
+    def __init__(self, item: Item, binder: Binder) -> None:
+        self.attempt = item.attempt(binder.stage.name)
+        self.tokens: int | None = None
         self._item = item
-        self._stage = stage
-        self._key = key
-        self._run = run
-        self._above = above
+        self._binder = binder
 
     @property
     def index(self) -> int:
@@ -50,71 +47,140 @@ class Call:
 
     @property
     def key(self) -> Any:
-        record = self._item.record
-        if self._key is not None and isinstance(record, Mapping) and self._key in record:
-            return record[self._key]
-        return self._item.index
+        record, key = self._item.record, self._binder.plan.key
+        return record[key] if key is not None and isinstance(record, Mapping) and key in record else self._item.index
 
     @property
     def idempotency_key(self) -> str:
         """The same text for every attempt at this stage of this record: for services that can drop a repeated call."""
-        return f"{self._run}-{self._item.index}-{self._stage}"
+        place = "-".join(map(str, (self._item.index, *self._item.path)))
+        return f"{self._binder.run}-{place}-{self._binder.stage.name}"
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
-        notes: Mapping[str, Note] = self._item.notes or {}
-        return {stage: notes[stage].outcome if stage in notes else "ok" for stage in self._above}
+        notes: dict[str, Note] = {}
+        for item in self._item.lineage():
+            notes = (item.notes or {}) | notes
+        return {stage: notes[stage].outcome if stage in notes else "ok" for stage in self._binder.above}
+
+    def __reduce__(self) -> tuple[type[Call], tuple[Any, ...]]:
+        facts = _Facts(self.index, self.key, self.idempotency_key, self.outcomes)
+        return _CallElsewhere, (self.attempt, facts)
 
     def report(self, *, tokens: int) -> None:
-        """Say how many tokens the call used."""
+        """Say how many tokens the call used; the stage's ``tokens_per_minute`` is settled by it, also when it fails."""
+        self.tokens = (self.tokens or 0) + tokens
+        self._binder.reported(self._item, tokens)
 
 
-def bind(
-    stage: Stage, plan: Plan, resources: Mapping[str, Any], target: Callable[..., Any], run: str
-) -> Callable[..., Any]:
-    """Compile ``call(item, attempt, ctx)``, which calls ``target`` with the stage's arguments for that item.
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    index: int
+    key: Any
+    idempotency_key: str
+    outcomes: dict[str, Outcome]
 
-    ``call`` raises ``KeyError`` where a field is missing; :mod:`stageflow.engine.attempt` says so in the user's words.
+
+class _CallElsewhere(Call):
+    """A call as a worker process sees it: the same facts; what it reports stays there."""
+
+    __slots__ = ("_facts",)
+
+    def __init__(self, attempt: int, facts: _Facts) -> None:
+        self.attempt = attempt
+        self.tokens = None
+        self._facts = facts
+
+    index = property(lambda self: self._facts.index)
+    key = property(lambda self: self._facts.key)
+    idempotency_key = property(lambda self: self._facts.idempotency_key)
+    outcomes = property(lambda self: self._facts.outcomes)
+
+    def report(self, *, tokens: int) -> None:
+        self.tokens = (self.tokens or 0) + tokens
+
+
+class Binder:
+    """Makes the calls of one stage.
 
     Args:
-        target: What is called: the handler, or something that runs it elsewhere.
+        resources: What is opened for the run, by name.
         run: The identity of the run, for idempotency keys.
+        reported: Called with the item and the tokens that a handler reports.
     """
-    names: dict[str, Any] = {"target": target, "read_only": read_only, "params": plan.params}
-    above = tuple(name for name in plan.order if name in plan.ancestors[stage.name])
 
-    def make_call(item: Item, attempt: int) -> Call:
-        return Call(item, attempt, stage=stage.name, key=plan.key, run=run, above=above)
+    def __init__(
+        self, stage: Stage, plan: Plan, resources: Mapping[str, Any], *, run: str, reported: Callable[[Item, int], None]
+    ) -> None:
+        self.stage = stage
+        self.plan = plan
+        self.run = run
+        self.reported = reported
+        self.above = tuple(name for name in plan.order if name in plan.ancestors[stage.name])
+        self._resources = resources
 
-    names["make_call"] = make_call
-    arguments = []
-    in_process = stage.run == "process"
-    for position, parameter in enumerate(stage.parameters):
-        if in_process and parameter.kind == "resource":
-            continue  # it lives in the child, which adds it by name
-        expression = _expression(parameter, f"given{position}", stage, plan)
-        names[f"given{position}"] = resources.get(parameter.name) if parameter.kind == "resource" else parameter.default
-        arguments.append(f"{parameter.name}={expression}" if parameter.by_keyword or in_process else expression)
-    source = f"lambda item, attempt=1, ctx=None: target({', '.join(arguments)})"
-    return eval(source, names)  # type: ignore[no-any-return]
+    def call(self, target: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``call(item, ctx=None)``: ``target`` called with the stage's arguments for that item.
 
+        ``call`` raises ``KeyError`` where a field is missing; :mod:`stageflow.engine.attempt` says so plainly.
+        """
+        return self._compile(target, self.stage.parameters, each="{}")
 
-def _expression(parameter: Parameter, given: str, stage: Stage, plan: Plan) -> str:
-    name = parameter.name
-    match parameter.kind:
-        case "stage":
-            return f"item.results[{name!r}]"
-        case "resource":
-            return given
-        case "field":
-            return f"item.record[{name!r}]" if parameter.required else f"item.record.get({name!r}, {given})"
-        case "record":
-            return "read_only(item.record)"
-        case "results":
-            return "{" + ", ".join(f"{need!r}: item.results[{need!r}]" for need in stage.dependencies) + "}"
-        case "params":
-            return "params"
-        case "call":
-            return "make_call(item, attempt)"
-        case "ctx":
-            return "ctx" if plan.context is not None else "read_only(item.record)"
+    def batch_call(self, target: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``call(items)``: each argument that is the item's own is a list, with an element per item."""
+        return self._compile(target, self.stage.parameters, each="[{} for item in items]")
+
+    def condition(self, predicate: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``condition(item, ctx=None)``: the stage's ``when``."""
+        return self._compile(predicate, self.stage.when_parameters, each="{}")
+
+    def _compile(self, target: Callable[..., Any], parameters: Sequence[Parameter], *, each: str) -> Callable[..., Any]:
+        names: dict[str, Any] = {
+            "target": target,
+            "read_only": read_only,
+            "params": self.plan.params,
+            "Call": Call,
+            "Mapping": Mapping,
+            "binder": self,
+        }
+        # Resources of a process live there; the child adds them by name.
+        in_process = self.stage.run == "process" and target is not self.stage.when
+        arguments = []
+        for position, parameter in enumerate(parameters):
+            if in_process and parameter.kind == "resource":
+                continue
+            given = f"given{position}"
+            names[given] = self._resources.get(parameter.name) if parameter.kind == "resource" else parameter.default
+            text = self._expression(parameter, given)
+            if parameter.kind not in ("resource", "params"):
+                text = each.format(text)
+            arguments.append(
+                f"{parameter.name}={text}"
+                if parameter.by_keyword or (in_process and not parameter.by_position)
+                else text
+            )
+        own = "items" if "items" in each else "item, ctx=None"
+        compiled: Callable[..., Any] = eval(f"lambda {own}: target({', '.join(arguments)})", names)
+        return compiled
+
+    def _expression(self, parameter: Parameter, given: str) -> str:
+        name = parameter.name
+        match parameter.kind:
+            case "stage":
+                return f"item.results[{name!r}]"
+            case "resource":
+                return given
+            case "field":
+                if parameter.required:
+                    return f"item.record[{name!r}]"
+                return f"item.record.get({name!r}, {given}) if isinstance(item.record, Mapping) else {given}"
+            case "record":
+                return "read_only(item.record)"
+            case "results":
+                return "{" + ", ".join(f"{need!r}: item.results[{need!r}]" for need in self.stage.dependencies) + "}"
+            case "params":
+                return "params"
+            case "call":
+                return "Call(item, binder)"
+            case "ctx":
+                return "ctx" if self.plan.context is not None else "read_only(item.record)"

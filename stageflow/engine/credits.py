@@ -25,7 +25,7 @@ class Credits:
         self.taken = 0
         self.peak = 0
         self.closed = False
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
 
     def try_take(self) -> bool:
         """Take a credit if one is there, nobody waits for it, and admission has not ended."""
@@ -38,41 +38,38 @@ class Credits:
 
     async def take(self) -> bool:
         """Wait for a credit. False where admission ended first. A cancelled wait holds none."""
-        while not self.try_take():
-            if self.closed:
-                return False
-            await self._turn()
-        return True
-
-    async def _turn(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.try_take():
+            return True
+        if self.closed:
+            return False
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._wake()  # the wake-up was ours and we do not use it: pass it on
-            raise
-        finally:
             if turn in self._waiting:
                 self._waiting.remove(turn)
+            elif not turn.cancelled() and turn.result():
+                self.give()  # it was handed over, and we do not use it
+            raise
 
     def give(self, count: int = 1) -> None:
-        """Give credits back."""
-        self.taken -= count
+        """Give credits back. Who waits is handed one directly, so that nobody overtakes."""
+        for _ in range(count):
+            if not self._hand_over(True):
+                self.taken -= 1
         assert self.taken >= 0, "more credits were given back than taken"
-        for _ in range(min(count, len(self._waiting))):
-            self._wake()
 
     def close(self) -> None:
         """End admission: who waits, and whoever comes, gets none."""
         self.closed = True
-        while self._waiting:
-            self._wake()
+        while self._hand_over(False):
+            pass
 
-    def _wake(self) -> None:
+    def _hand_over(self, credit: bool) -> bool:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)
-                return
+                turn.set_result(credit)
+                return True
+        return False

@@ -1,29 +1,38 @@
-"""The workers of one stage.
-
-A worker receives an item, calls the handler, and sends the item on to every stage that is ready for it. The rules:
+"""The workers of one stage, and what becomes of the items they bring.
 
 * Workers are started when they are needed: whoever takes an item while nobody waits for the next one starts a
   colleague, up to ``max_in_flight``. A stage that keeps up by itself runs with two.
-* A worker goes on as long as there are items, without leaving its turn of the loop, unless the handler or a full
-  channel makes it wait. That is what makes a stage that does not wait cheap.
-* Whether anything of an item is still queued or running is one number, ``item.live``. Whoever brings it to zero
-  settles the item.
+* An item that waits for its next attempt is with the pool's timers and holds no worker. It keeps the channels below
+  open.
 * An item that was given up in one branch is not started in another.
-* The last worker to leave closes the channels below.
+* The last worker to leave closes the channels below, when no item waits any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, Final
 
 from stageflow.channel import END, Channel
-from stageflow.counters import INSTANT, StageCounters
-from stageflow.engine.attempt import GIVEN_UP, Attempts
-from stageflow.item import Item
+from stageflow.counters import StageCounters
+from stageflow.engine.attempt import GONE, Attempts, asked_for
+from stageflow.engine.crew import Crew
+from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
+from stageflow.engine.gate import Gate
+from stageflow.engine.judge import Judge, Ruling
+from stageflow.engine.routing import Router
+from stageflow.engine.worker import BatchWorker, Worker
+from stageflow.errors import AttemptTimeout, RunStopped
+from stageflow.item import Exit, Failure, Item, Note
+from stageflow.policies.failure import Degrade
 from stageflow.stage import Stage
 
-__all__ = ["Pool"]
+__all__ = ["GONE", "Pool"]
+
+_WAITS: Final = Exit("wait")
+"""The item comes again."""
 
 
 class Pool:
@@ -32,9 +41,17 @@ class Pool:
     Args:
         channel: Where its items come from.
         attempts: How its handler is called.
-        start: Starts a worker task in the run's task group.
-        settled: Called with each item of which nothing is queued or running any more.
+        batch_call: How it is called with lists; for a stage with batches.
+        gate: What its calls pass before they start.
+        crew: Where its tasks are started.
         clock: Seconds, from any origin.
+
+    Attributes:
+        workers: How many there are, abandoned ones not counted.
+        only: The channel of the one stage below, where every item goes on to it and to nothing else.
+        last: No stage comes after this one.
+        judge: Decides what failures mean for the record, the stage and the run.
+        reported: Tokens that handlers have told of and that are not settled yet.
     """
 
     def __init__(
@@ -43,182 +60,357 @@ class Pool:
         channel: Channel,
         attempts: Attempts,
         *,
-        start: Callable[[Pool], None],
-        settled: Callable[[Item], None],
+        batch_call: Callable[[list[Item]], Any] | None,
+        gate: Gate,
+        router: Router,
+        crew: Crew,
         clock: Callable[[], float],
     ) -> None:
         self.stage = stage
         self.channel = channel
+        self.attempts = attempts
+        self.batch_call = batch_call
+        self.gate = gate
+        self.judge: Judge
+        self.router = router
+        self.clock = clock
         self.counters = StageCounters()
         self.workers = 0
-        self._attempts = attempts
-        self._start = start
-        self._settled = settled
-        self._clock = clock
-        self._children: Sequence[Pool] = ()
-        self._only: Channel | None = None
+        self.only: Channel | None = None
+        self.last = True
+        self._crew = crew
+        attempts.fenced = lambda: asyncio.current_task() in crew.abandoned
+        self._below: dict[str, Pool] = {}
+        self._present: dict[Worker, None] = {}  # in the order in which they were started
+        self._returning: dict[int, asyncio.TimerHandle] = {}
+        self._returned = asyncio.Event()
+        self._held = 0
+        self._late = 0
+        self.reported: dict[Item, int] = {}
+        self._deadlines = Deadlines(stage.timeout, self._present, clock=clock, abandon=self._abandon)
 
-    def connect(self, children: Sequence[Pool]) -> None:
-        """Say which pools come next; before the first item."""
-        self._children = children
-        if len(children) == 1 and len(children[0].stage.dependencies) == 1:
-            self._only = children[0].channel
+    def connect(self, below: Sequence[Pool], *, straight: bool) -> None:
+        """Say which pools come next; before the first item.
+
+        Args:
+            straight: Each item goes on to the one stage below and to nothing else, whatever happened.
+        """
+        self._below = {pool.stage.name: pool for pool in below}
+        self.last = not below
+        if straight:
+            (child,) = below
+            self.only = child.channel
 
     @property
     def received(self) -> int:
         """Items that were taken from the channel, by the channel's own count."""
         return self.channel.sent - sum(item is not END for item in self.channel.items)
 
+    def close(self) -> None:
+        """The run is over: what still waits for another attempt is given back."""
+        for timer in self._returning.values():
+            timer.cancel()
+        if self.judge.probation == "tripped":
+            # What was held back until this verdict is not done, so it did not die here.
+            self.counters.dead -= self._held
+            self.counters.cancelled += self._held
+            self._held = 0
+        given_back = len(self._returning) + len(self.channel.again)
+        self.counters.cancelled += given_back
+        self.counters.waiting -= len(self._returning)
+        self._returning.clear()
+        self.channel.again.clear()
+        self._deadlines.stop()
+
+    # Workers
+
+    def current_worker(self) -> Worker:
+        """The worker whose task this is."""
+        task = asyncio.current_task()
+        return next(worker for worker in self._present if worker.task is task)
+
+    def resume(self, worker: Worker, since: float) -> None:
+        """The call of a worker goes on, or begins behind others of the same turn; it counts from ``since``."""
+        self._deadlines.resume(worker, since)
+
     def start_worker(self) -> None:
         self.channel.attended = True
         self.workers += 1
-        self._start(self)
+        worker = BatchWorker(self) if self.stage.batch is not None else Worker(self)
+        self._present[worker] = None
+        worker.task = self._crew.start(worker.run(), f"{self.stage.name} worker {self.workers}")
+        worker.task.add_done_callback(lambda _: self._present.pop(worker, None))
 
-    async def work(self) -> None:
-        """A worker's life.
-
-        Items that the handler answers at once are counted when the turn ends, many at a time: ``quick`` of them since
-        ``mark``. The end of one call is the beginning of the next, so that each costs one look at the clock.
-        """
-        channel, counters, clock = self.channel, self.counters, self._clock
-        try_receive, invoke, settled = channel.try_receive, self._attempts.invoke, self._settled
-        only, last = self._only, not self._children
-        limit, name = self.stage.max_in_flight, self.stage.name
-        quick = 0
-        idle = True
-        mark = now = 0.0
-        channel.attended = False  # it was on this worker's account while it was on its way
-        while True:
-            item = try_receive()
-            if item is None:
-                if not idle:
-                    counters.count_instant(quick, now - mark)
-                    counters.in_flight -= 1
-                    idle = True
-                item = await channel.receive()
-            if item is END:
-                break
-            if idle:
-                self._enter()
-                quick, mark, idle = 0, (now := clock()), False
-            if not channel.attended:
-                if channel.parked:
-                    channel.wake()
-                elif self.workers < limit:
-                    self.start_worker()
-            if item.failure is not None:
-                counters.cancelled += 1
-                self._leave(item)
-                continue
-            started = now
-            try:
-                value = await invoke(item)
-            except BaseException as error:  # noqa: BLE001 - the handler is foreign code; Attempts.failed sorts it out
-                counters.count_instant(quick, started - mark)
-                quick, mark = 0, started
-                value = await self._failed(item, error, started)
-            now = clock()
-            if now - started < INSTANT and item.failure is None:
-                quick += 1
-            else:
-                counters.count_instant(quick, started - mark)
-                counters.count_call(now - started)
-                quick, mark = 0, now
-                if item.failure is not None:
-                    self._count_end(item, value)
-                    self._leave(item)
-                    continue
-                counters.passed += 1
-            item.results[name] = value
-            if only is not None:
-                if not only.try_send(item):
-                    counters.count_instant(quick, now - mark)
-                    await self._send_blocked(only, item)
-                    quick, mark = 0, (now := clock())
-            elif last:
-                item.live -= 1
-                if not item.live:
-                    settled(item)
-            else:
-                counters.count_instant(quick, now - mark)
-                await self._fan(item)
-                quick, mark = 0, (now := clock())
-        if not idle:
-            counters.count_instant(quick, now - mark)
-            counters.in_flight -= 1
-        await self._end()
-
-    async def _failed(self, item: Item, error: BaseException, started: float) -> object:
-        try:
-            value = await self._attempts.failed(item, error)
-        except asyncio.CancelledError:
-            self.counters.cancelled += 1
-            self.counters.count_call(self._clock() - started)
-            raise
-        if value is not GIVEN_UP and item.notes is not None:
-            outcome = item.notes[self.stage.name].outcome
-            self.counters.degraded += outcome == "degraded"
-            self.counters.skipped += outcome == "skipped"
-        return value
-
-    def _count_end(self, item: Item, value: object) -> None:
-        """The item does not go on: it died here, or in another branch while the handler was at work."""
-        died_here = value is GIVEN_UP and item.failure is not None and item.failure.stage == self.stage.name
-        if died_here and not item.aborted:
-            self.counters.dead += 1
-        else:
-            self.counters.cancelled += 1
-
-    async def _fan(self, item: Item) -> None:
-        """Send an item to each stage below that has all its dependencies now."""
-        ready = [pool.channel for pool in self._children if _arrive(item, pool.stage)]
-        if not ready:
-            self._leave(item)
-            return
-        item.live += len(ready) - 1
-        for channel in ready:
-            if not channel.try_send(item):
-                await self._send_blocked(channel, item)
-
-    async def _send_blocked(self, channel: Channel, item: Item) -> None:
-        counters = self.counters
-        counters.in_flight -= 1
-        counters.blocked += 1
-        started = self._clock()
-        try:
-            await channel.send(item)
-        finally:
-            self._enter()
-            counters.blocked -= 1
-            counters.blocked_seconds += self._clock() - started
-
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """A worker turns to its next call. Peaks are at such moments, since within its turn nobody else moves."""
         counters = self.counters
         counters.in_flight += 1
         if counters.in_flight > counters.peak_in_flight:
             counters.peak_in_flight = counters.in_flight
+        self._deadlines.arm()
 
-    def _leave(self, item: Item) -> None:
-        item.live -= 1
-        if item.live == 0:
-            self._settled(item)
+    async def dismiss(self, worker: Worker) -> bool:
+        """A worker has met the end marker: it leaves, unless it is the last and items wait for another attempt.
 
-    async def _end(self) -> None:
+        The last one to leave closes the channels below.
+        """
         self.channel.leave()
+        while self.workers == 1 and (self._returning or self._late) and not self.channel.again:
+            self._returned.clear()
+            await self._returned.wait()
+        if self.channel.again:
+            return False
         self.workers -= 1
+        self._present.pop(worker, None)
         if self.workers == 0:
-            for pool in self._children:
+            self._deadlines.stop()
+            for pool in self._below.values():
                 await pool.channel.close()
-
-
-def _arrive(item: Item, stage: Stage) -> bool:
-    """One more dependency of ``stage`` has finished for the item: is it the last?"""
-    needed = len(stage.dependencies)
-    if needed == 1:
         return True
-    if item.arrived is None:
-        item.arrived = {}
-    arrived = item.arrived.get(stage.name, 0) + 1
-    item.arrived[stage.name] = arrived
-    return arrived == needed
+
+    def _abandon(self, worker: Worker) -> None:
+        """A call has outlived its timeout and its cancellation: give its item up and its place away."""
+        assert worker.task is not None, "a worker without a task"
+        items = worker.items if isinstance(worker.items, list) else [worker.items]
+        worker.abandoned = True
+        self._crew.abandon(worker.task)
+        self._present.pop(worker, None)
+        self.counters.in_flight -= 1
+        self.workers -= 1
+        self.left_behind()
+        if self._crew.cancelled:
+            self.counters.cancelled += len(items) + len(worker.rest)
+            return
+        for item in items:
+            self._late += 1
+            self._crew.start(self._conclude_late(item), f"{self.stage.name} abandoned")
+        for item in worker.rest:
+            self.channel.requeue(item)
+        self.start_worker()
+
+    def abandon_all(self) -> None:
+        """The run was cancelled, and some calls have not ended."""
+        for worker in tuple(self._present):
+            self._abandon(worker)
+
+    def left_behind(self) -> None:
+        """A call did not end although it was cancelled."""
+        self.counters.abandoned += 1
+        self.judge.abandoned(self.counters.abandoned, SWALLOW_GRACE)
+
+    async def _conclude_late(self, item: Item) -> None:
+        try:
+            await self.conclude(item, await self.failed(item, self._timeout(), worker=None))
+        finally:
+            self._late -= 1
+            self._returned.set()
+
+    def _timeout(self) -> AttemptTimeout:
+        return AttemptTimeout(f"Timeout after {self.stage.timeout:g} s")
+
+    # What becomes of an item
+
+    def cancellation(self, error: BaseException, *, worker: Worker | None, items: int = 1) -> BaseException:
+        """The error as it concerns the item: the pool's own cancellation of a call is its timeout.
+
+        Raises:
+            asyncio.CancelledError: The run is cancelled.
+        """
+        if worker is not None and worker.timed_out:
+            worker.forgive()
+            if not asked_for(error):
+                return self._timeout() if isinstance(error, asyncio.CancelledError) else error
+        if asked_for(error):
+            if self._crew.cancelled:
+                self.counters.cancelled += items
+                raise error
+            _take_back_cancellation()  # the handler cancelled its own task, which is the worker's
+        return error
+
+    async def failed(self, item: Item, error: BaseException, *, worker: Worker | None) -> Any:
+        """What becomes of an item whose attempt raised ``error``: another attempt, a stand-in, or the end of it.
+
+        Returns:
+            The result to go on with, or an :class:`Exit`.
+
+        Raises:
+            asyncio.CancelledError: The run is cancelled.
+        """
+        error = self.cancellation(error, worker=worker)
+        reason = self.attempts.reason(item, error)
+        yielded = self._has_yielded(item)
+        ruling = self.judge.rule(item, reason, error, fresh=not yielded)
+        if ruling.wait is not None:
+            if item.closed:
+                return GONE
+            self._return_later(item, ruling.wait)
+            return _WAITS
+        stands_in = not yielded and (self.stage.on_error == "skip" or isinstance(self.stage.on_error, Degrade))
+        if item.closed and (stands_in or any(each.failure is not None for each in item.lineage())):
+            return GONE
+        if stands_in and not ruling.withhold:
+            try:
+                value = await self.attempts.stand_in(item, reason)
+            except BaseException as second:  # noqa: BLE001 - the job's own code
+                reason = self.attempts.reason(item, self.cancellation(second, worker=worker))
+            else:
+                assert item.notes is not None, "a stand-in is noted"
+                outcome = item.notes[self.stage.name].outcome
+                self.counters.degraded += outcome == "degraded"
+                self.counters.skipped += outcome == "skipped"
+                return Exit("spread", [value]) if self.stage.fans_out else value
+        self._give_up(item, reason, ruling)
+        return GONE
+
+    def _give_up(self, item: Item, reason: BaseException, ruling: Ruling) -> None:
+        if item.failure is None:
+            attempts = item.attempt(self.stage.name)
+            item.failure = Failure(self.stage.name, reason, attempts, retryable=self.judge.retryable(reason))
+            item.withheld, item.held = ruling.withhold, ruling.hold
+            self._held += ruling.hold
+        # What a generator yielded before it failed is whole, and needs the results of the stages beside it.
+        if ruling.withhold or not self._has_yielded(item):
+            item.close()
+
+    def withhold(self, item: Item) -> None:
+        """Leave an item undone and start nothing more of it: its stage has stopped the run."""
+        self._give_up(item, RunStopped(self.judge.breaker.reason() or "stopped"), Ruling(withhold=True))
+
+    async def depart(self, item: Item, value: Any) -> None:
+        """Deal with an item that does not simply go on; see :class:`Exit`."""
+        counters, name = self.counters, self.stage.name
+        kind = value.kind if value.__class__ is Exit else "late"
+        if kind == "wait":
+            return
+        if item.failure is not None and item.failure.stage == name and kind == "gone" and not item.withheld:
+            counters.dead += 1
+        elif kind == "gone" or (item.closed and kind != "spread"):
+            counters.cancelled += 1
+        elif kind == "drop":
+            counters.dropped += 1
+            item.dropped = (name, value.value)
+            item.close()
+        else:
+            counters.passed += 1
+            await self._depart_onwards(item, kind, value)
+            return
+        self.router.leave(item)
+
+    async def _depart_onwards(self, item: Item, kind: str, value: Exit) -> None:
+        name = self.stage.name
+        if kind == "skip":
+            self.counters.skipped += 1
+            item.note(name, Note("skipped", None, 0))
+            if not self.stage.fans_out:
+                item.results[name] = None
+                await self.pass_on(item)
+                return
+            value = Exit("spread", [None])
+        if kind == "done":
+            item.note(name, Note("done", None, item.attempt(name)))
+            item.results[name] = value.value
+            self.router.cut(item, name)
+        if value.kind == "spread":
+            # What stands in for a generator's children is its only child, and what is below runs for that.
+            for each in value.value or ():
+                await self._send_child(item, each)
+        self.router.leave(item)
+
+    async def conclude(self, item: Item, value: Any) -> None:
+        """Send an item on with the result of its call, or let it leave."""
+        if value.__class__ is Exit or item.closed:
+            await self.depart(item, value)
+            return
+        self.counters.passed += 1
+        item.results[self.stage.name] = value
+        await self.pass_on(item)
+
+    async def pass_on(self, item: Item) -> None:
+        """Send an item, and whoever waited for it, to each stage below that is ready."""
+        ready = self.router.next(item, self.stage.name)
+        self.router.leave(item)
+        for each, name in ready:
+            channel = self._below[name].channel
+            if not channel.try_send(each):
+                await self.send_blocked(channel, each)
+
+    async def spread(self, item: Item, value: Any, worker: Worker) -> None:
+        """Send on a child that a generator yielded; the time of the generator's call stands still meanwhile."""
+        since, worker.since = worker.since, inf
+        began = self.clock()
+        await self._send_child(item, value)
+        self.resume(worker, since + self.clock() - began)
+
+    async def _send_child(self, item: Item, value: Any) -> None:
+        child = self.router.child(item, self.stage.name, value)
+        if value.__class__ is Exit:
+            kind, child.results[self.stage.name] = value.kind, value.value
+            if kind == "drop":
+                child.dropped = (self.stage.name, value.value)
+                child.close()
+            else:
+                child.note(self.stage.name, Note("done", None, 1))
+                self.router.cut(child, self.stage.name)
+        if child.closed:
+            self.router.leave(child)
+        else:
+            await self.pass_on(child)
+
+    async def send_blocked(self, channel: Channel, item: Item) -> None:
+        counters = self.counters
+        counters.in_flight -= 1
+        counters.blocked += 1
+        started = self.clock()
+        try:
+            await channel.send(item)
+        finally:
+            self.enter()
+            counters.blocked -= 1
+            counters.blocked_seconds += self.clock() - started
+
+    # Attempts after the first
+
+    def count_attempt(self, item: Item) -> None:
+        """The item is about to be tried once more."""
+        name = self.stage.name
+        if item.attempts is None:
+            item.attempts = {}
+        item.attempts[name] = item.attempts.get(name, 1) + 1
+        self.counters.retries += 1
+
+    def _has_yielded(self, item: Item) -> bool:
+        return any(child.maker == self.stage.name for child in item.children or ())
+
+    def _return_later(self, item: Item, seconds: float) -> None:
+        self.count_attempt(item)
+        self.counters.waiting += 1
+        self._returning[id(item)] = asyncio.get_running_loop().call_later(seconds, self._return, item)
+
+    def _return(self, item: Item) -> None:
+        del self._returning[id(item)]
+        self.counters.waiting -= 1
+        self._returned.set()
+        self.channel.requeue(item)
+        if not (self.channel.attended or self._crew.cancelled) and self.workers < self.stage.max_in_flight:
+            self.start_worker()
+
+    # Tokens
+
+    def report_tokens(self, item: Item, tokens: int) -> None:
+        """A handler, on whatever thread, tells what its call used."""
+        self.reported[item] = self.reported.get(item, 0) + tokens
+
+    def settle_tokens(self, worker: Worker, items: Sequence[Item]) -> None:
+        """Settle what a call used with what was reserved for it; one that told nothing keeps its estimate."""
+        used = [self.reported.pop(item, None) for item in items]
+        told = [tokens for tokens in used if tokens is not None]
+        if told:
+            self.counters.tokens += sum(told)
+            self.gate.settle(worker.reserved, sum(told))
+
+
+def _take_back_cancellation() -> None:
+    task = asyncio.current_task()
+    assert task is not None, "a cancellation outside of any task"
+    while task.cancelling():
+        task.uncancel()

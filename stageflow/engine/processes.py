@@ -18,10 +18,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from stageflow.engine.attempt import describe, shown
 from stageflow.engine.resources import open_one
-from stageflow.errors import HandlerFailed
+from stageflow.errors import DefinitionError, HandlerFailed, ResultError, WorkerDied
+from stageflow.plan import Plan
 
-__all__ = ["Child", "ChildSetup"]
+__all__ = ["Child", "ChildSetup", "child_setups"]
+
+
+_CHECK = "stageflow: are you there?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +58,16 @@ class Child:
         self._process.start()
         theirs.close()
         self.alive = True
+        self._busy = False
 
     def call(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         """Call the handler in the child and wait for what it returns or raises.
 
         Raises:
-            HandlerFailed: The child died, or what it returned can't be sent over.
+            WorkerDied: The child ended before it answered.
+            ResultError: What it returned can't be sent over.
         """
+        self._busy = True
         try:
             self._pipe.send((arguments, dict(named)))
             failed, answer, trace = self._pipe.recv()
@@ -68,19 +76,41 @@ class Child:
             self._process.join(1.0)
             code = self._process.exitcode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            raise HandlerFailed(f"worker died: {how}") from None
+            raise WorkerDied(f"worker died: {how}") from None
+        finally:
+            self._busy = False
         if failed:
             answer.add_note(f"in its process:\n{trace}")
             raise answer
         return answer
 
-    def close(self) -> None:
-        """End the child; a call in it is lost."""
+    def check(self) -> None:
+        """Wait until the child is set up.
+
+        Raises:
+            Exception: What its setting up raised.
+        """
+        self.call((_CHECK,), {})
+
+    def kill(self) -> None:
+        """End the child at once; whoever waits for its answer is told that it died."""
         self.alive = False
-        with contextlib.suppress(OSError):
+        self._process.kill()
+
+    def let_go(self) -> None:
+        """Let the child close its resources and end; a call in it is lost."""
+        self.alive = False
+        if self._busy:
+            self._process.kill()
+        else:
             self._pipe.close()
-        self._process.terminate()
-        self._process.join(1.0)
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end; one that takes longer is ended at once."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join(1.0)
 
 
 def _serve(pipe: Connection, setup: ChildSetup) -> None:
@@ -98,16 +128,20 @@ async def _serve_calls(pipe: Connection, setup: ChildSetup) -> None:
             handler = pickle.loads(setup.handler)
             opened = await _open(stack, setup)
             given = {name: opened[name] for name in setup.takes}
-        except Exception as error:  # noqa: BLE001 - the job's own code; its first caller is told
+        except BaseException as error:  # noqa: BLE001 - the job's own code; whoever calls is told
             with contextlib.suppress(EOFError, OSError):
-                pipe.recv()
-                _answer(pipe, True, error)
+                while True:
+                    pipe.recv()
+                    _answer(pipe, True, error)
             return
         while True:
             try:
                 arguments, named = pipe.recv()
             except (EOFError, OSError):
                 return
+            if arguments and type(arguments[0]) is str and arguments[0] == _CHECK:
+                _answer(pipe, False, None)
+                continue
             try:
                 value = handler(*arguments, **named, **given)
             except BaseException as error:  # noqa: BLE001 - whatever it is, it is the item's failure, not the child's
@@ -124,8 +158,36 @@ async def _open(stack: contextlib.AsyncExitStack, setup: ChildSetup) -> dict[str
 
 
 def _answer(pipe: Connection, failed: bool, answer: Any) -> None:
+    trace = "".join(traceback.format_exception(answer)[1:]) if failed else ""
     try:
-        pipe.send((failed, answer, "".join(traceback.format_exception(answer)[1:]) if failed else ""))
+        message = pickle.dumps((failed, answer, trace))
+        if failed:
+            pickle.loads(message)  # fails where the class wants other arguments than the error holds
     except Exception as error:  # noqa: BLE001 - pickle raises whatever __reduce__ does
-        kind = "error" if failed else "result"
-        pipe.send((True, HandlerFailed(f"the {kind} {answer!r:.200} can't leave its process: {error}"), ""))
+        what = describe(answer) if failed else f"the result {shown(answer)} can't leave its process: {error}"
+        message = pickle.dumps((True, HandlerFailed(what) if failed else ResultError(what), trace))
+    pipe.send_bytes(message)
+
+
+def child_setups(plan: Plan, prepare: Callable[[], object] | None) -> dict[str, ChildSetup]:
+    """What the children of each process stage need.
+
+    Raises:
+        DefinitionError: A function can't be found by its name in another process.
+    """
+    setups = {}
+    for stage in plan.stages.values():
+        if stage.run != "process":
+            continue
+        takes = tuple(p.name for p in stage.parameters if p.kind == "resource")
+        resources = [(r.name, r.function, r.uses) for r in plan.resources.values() if r.scope == "process"]
+        try:
+            handler, openers = pickle.dumps(stage.handler), pickle.dumps(resources)
+        except Exception as error:
+            raise DefinitionError(
+                f'stage "{stage.name}" runs in processes, and a function of it can\'t be found there: {error}',
+                hint="define it at the top level of the job file",
+                where=stage.where,
+            ) from error
+        setups[stage.name] = ChildSetup(prepare, handler, openers, plan.params, takes)
+    return setups

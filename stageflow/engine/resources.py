@@ -7,6 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
+from stageflow.engine.attempt import asked_for, describe
 from stageflow.errors import DefinitionError
 from stageflow.plan import Plan
 
@@ -30,8 +31,10 @@ async def opened(plan: Plan, warn: Callable[[str], None]) -> AsyncIterator[Mappi
             own = contextlib.AsyncExitStack()
             try:
                 values[resource.name] = await open_one(own, resource.function, [values[name] for name in resource.uses])
-            except Exception as error:
-                message = f'resource "{resource.name}" could not be opened: {type(error).__name__}: {error}'
+            except BaseException as error:
+                if asked_for(error):
+                    raise
+                message = f'resource "{resource.name}" could not be opened: {describe(error)}'
                 hint = getattr(error, "hint", None) or "nothing was read and no output was made"
                 raise DefinitionError(message, hint=hint, where=resource.where) from error
             stack.push_async_callback(_close, resource.name, own, warn)
@@ -41,8 +44,10 @@ async def opened(plan: Plan, warn: Callable[[str], None]) -> AsyncIterator[Mappi
 async def _close(name: str, stack: contextlib.AsyncExitStack, warn: Callable[[str], None]) -> None:
     try:
         await stack.aclose()
-    except Exception as error:  # noqa: BLE001 - the job's own code; the results are written already
-        warn(f'resource "{name}" could not be closed: {type(error).__name__}: {error}')
+    except BaseException as error:  # the job's own code; the results are written already
+        if asked_for(error):
+            raise
+        warn(f'resource "{name}" could not be closed: {describe(error)}')
 
 
 async def open_one(stack: contextlib.AsyncExitStack, function: Callable[..., Any], uses: Sequence[Any]) -> Any:

@@ -1,22 +1,30 @@
-"""The engine of one run: channels from edges, pools in one task group, and the one door through which records enter."""
+"""The engine of one run: channels from edges, pools of workers, and the one door through which records enter."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from random import Random
 from types import TracebackType
 from typing import Any, Self
 
 from stageflow.channel import Channel
-from stageflow.engine.attempt import Attempts, describe
+from stageflow.engine.attempt import Attempts, asked_for, describe
+from stageflow.engine.binding import Binder
 from stageflow.engine.credits import Credits
+from stageflow.engine.crew import Crew
+from stageflow.engine.fanout import fan_out
+from stageflow.engine.gate import Gate, Limiter, limiters_of
+from stageflow.engine.judge import Judge
 from stageflow.engine.pool import Pool
 from stageflow.engine.processes import ChildSetup
+from stageflow.engine.routing import Router
 from stageflow.engine.targets import Target, target_of
-from stageflow.errors import RunStopped
+from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
 from stageflow.item import BadRecord, Failure, Item
 from stageflow.plan import Plan
+from stageflow.stage import Stage
 
 __all__ = ["Engine"]
 
@@ -29,11 +37,16 @@ class Engine:
 
     Args:
         resources: What the stages take by the names of resources.
-        settled: Called on the loop with each item whose outcome is final; it must not block.
-        stopped: Called once when a stage stops the run (``on_error="abort"``).
+        settled: Called on the loop with each record whose outcome is final; it must not block.
+        stopped: Called when a stage stops the run; the first call counts.
+        broken: Called when a task of the engine fails; whoever feeds must be ended.
+        warn: Tells the user something.
         max_open_records: The bound on records admitted and not released; default: what workers and channels hold.
+        max_retry_after: Seconds; a service that asks to be left alone for longer stops the run.
         clock: Seconds; default: the running loop's time.
         run_id: The identity of the run, for idempotency keys.
+        random: For jitter.
+        debug: Tell of handlers that change values they share.
         child_setups: By name what the children of each process stage need.
     """
 
@@ -44,44 +57,111 @@ class Engine:
         resources: Mapping[str, Any],
         settled: Callable[[Item], None],
         stopped: Callable[[RunStopped], None],
+        broken: Callable[[], None] = lambda: None,
+        warn: Callable[[str], None] = lambda message: None,
         max_open_records: int | None = None,
+        max_retry_after: float = 600.0,
         clock: Callable[[], float] | None = None,
         run_id: str = "run",
+        random: Random | None = None,
         child_setups: Mapping[str, ChildSetup] | None = None,
+        debug: bool = False,
     ) -> None:
         self.plan = plan
         self.credits = Credits(max_open_records or plan.max_open_records)
-        self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.crew = Crew(broken)
+        self.crew.overdue = self._abandon_all
         self._settled = settled
         self._stopped = stopped
-        self._targets: list[Target] = []
+        self._warn = warn
+        self._max_retry_after = max_retry_after
+        self._clock = clock or asyncio.get_running_loop().time
+        self._random = random or Random()
+        self._run_id = run_id
+        self._resources = resources
+        self._child_setups = child_setups or {}
         self._cancelled = False
-        clock = clock or asyncio.get_running_loop().time
-        self.pools: dict[str, Pool] = {}
-        for name in plan.order:
-            stage = plan.stages[name]
-            target = target_of(stage, (child_setups or {}).get(name))
-            self._targets.append(target)
-            # A coroutine function is called as it is: a target around it would cost a call per record.
-            called = stage.handler if stage.run == "async" else target
-            self.pools[name] = Pool(
-                stage,
-                Channel(stage.queue_size, senders=max(1, len(stage.dependencies))),
-                Attempts(stage, plan, resources, called, run=run_id, aborted=self._aborted),
-                start=self._start_worker,
-                settled=settled,
-                clock=clock,
-            )
+        self._debug = debug
+        self._targets: list[Target] = []
+        self._router = Router(plan, settled)
+        limiters = limiters_of({name: stage.rate_limit for name, stage in plan.stages.items()}, self._clock)
+        self.pools = {name: self._pool(plan.stages[name], limiters.get(name)) for name in plan.order}
         for name, pool in self.pools.items():
-            pool.connect([self.pools[child] for child in plan.children[name]])
+            pool.connect([self.pools[child] for child in plan.children[name]], straight=self._is_straight(name))
         self._first = [self.pools[name].channel for name in plan.first]
 
+    def _pool(self, stage: Stage, limiter: Limiter | None) -> Pool:
+        target = target_of(stage, self._child_setups.get(stage.name), lambda: pool.left_behind())
+        self._targets.append(target)
+        # An async function is called as it is: a target around it would cost a call per record.
+        called = stage.handler if stage.run == "async" or stage.fans_out else target
+        binder = Binder(
+            stage, self.plan, self._resources, run=self._run_id, reported=lambda item, n: pool.report_tokens(item, n)
+        )
+        gate = Gate(limiter, self._clock)
+        attempts = Attempts(stage, self.plan, binder, called)
+        pool = Pool(
+            stage,
+            Channel(stage.queue_size, senders=max(1, len(stage.dependencies))),
+            attempts,
+            batch_call=binder.batch_call(called) if stage.batch is not None else None,
+            gate=gate,
+            router=self._router,
+            crew=self.crew,
+            clock=self._clock,
+        )
+        pool.judge = Judge(
+            stage,
+            counters=pool.counters,
+            gate=gate,
+            random=self._random,
+            stop=self._stop_by_policy,
+            warn=self._warn,
+            clock=self._clock,
+            max_retry_after=self._max_retry_after,
+        )
+        if stage.fans_out:
+            attempts.invoke = fan_out(pool, binder.call(called), target.step)
+        if self._debug:
+            attempts.invoke = attempts.watched(attempts.invoke, self._warn)
+            if pool.batch_call is not None:
+                pool.batch_call = attempts.watched(pool.batch_call, self._warn)
+        return pool
+
+    def _is_straight(self, name: str) -> bool:
+        """Whether every item goes on to the one stage below, whatever happened to it elsewhere."""
+        children = self.plan.children[name]
+        return (
+            len(children) == 1
+            and len(self.plan.stages[children[0]].dependencies) == 1
+            and not self.plan.stages[name].fans_out
+        )
+
     async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
+        for pool, target in zip(self.pools.values(), self._targets, strict=True):
+            try:
+                await target.check()
+            except BaseException as error:
+                for each in self._targets:
+                    each.close()
+                if asked_for(error):
+                    raise
+                stage = pool.stage
+                raise DefinitionError(
+                    f'stage "{stage.name}": its worker process could not be set up: {describe(error)}',
+                    hint="nothing was read and no output was made",
+                    where=stage.where,
+                ) from error
         for pool in self.pools.values():
             pool.start_worker()
         return self
+
+    def try_feed(self, index: int, record: Any) -> bool:
+        """Let a record in if that can be done without waiting; else :meth:`feed` it."""
+        first = self._first
+        if len(first) != 1 or type(record) is BadRecord or first[0].full() or not self.credits.try_take():
+            return False
+        return first[0].try_send(Item(index, record, 1))
 
     async def feed(self, index: int, record: Any) -> bool:
         """Let a record in: waits for a credit, then for room in the first channels. That wait is the backpressure.
@@ -102,6 +182,7 @@ class Engine:
         item = Item(index, record, len(first))
         if type(record) is BadRecord:
             item.failure = Failure(None, record.error, 0)
+            item.closed = True
             self._settled(item)
             return True
         for channel in first:
@@ -121,8 +202,14 @@ class Engine:
         """Cancel every attempt. What has not settled stays as it is: not done. Nothing may be fed any more."""
         self._cancelled = True
         self.credits.close()
-        for task in self._tasks:
-            task.cancel()
+        self.crew.cancel()
+
+    @property
+    def tripped(self) -> str | None:
+        """Why a stage's breaker stopped the run, with what is known by now."""
+        reasons = (pool.judge.breaker.reason() for pool in self.pools.values())
+        found = next((reason for reason in reasons if reason), None)
+        return found
 
     def snapshot(self) -> tuple[StageSnapshot, ...]:
         """Each stage at this moment, in execution order."""
@@ -136,6 +223,8 @@ class Engine:
                 blocked=pool.counters.blocked,
                 passed=pool.counters.passed,
                 dead=pool.counters.dead,
+                waiting=pool.counters.waiting,
+                paused=max(0.0, pool.gate.paused_until - self._clock()),
             )
             for name, pool in self.pools.items()
         )
@@ -144,27 +233,23 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is None and not self._cancelled:
+            if error is not None:
+                self.cancel()
+            elif not self._cancelled:
                 for channel in self._first:
-                    self._start(channel.close(), "end of input")
-            await self._group.__aexit__(kind, error, trace)
+                    self.crew.start(channel.close(), "end of input")
+            await self.crew.join()
         finally:
+            self.crew.disown()
+            for pool in self.pools.values():
+                pool.close()
             for target in self._targets:
                 target.close()
 
-    def _start_worker(self, pool: Pool) -> None:
-        self._start(pool.work(), f"{pool.stage.name} worker {pool.workers}")
+    def _abandon_all(self) -> None:
+        for pool in self.pools.values():
+            pool.abandon_all()
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._group.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _aborted(self, index: int, stage: str, error: BaseException) -> None:
+    def _stop_by_policy(self, error: RunStopped) -> None:
         self.stop()
-        self._stopped(
-            RunStopped(
-                f'stage "{stage}": record {index} failed: {describe(error)}',
-                hint='the stage says on_error="abort"; the record is not done and was not dead-lettered',
-            )
-        )
+        self._stopped(error)

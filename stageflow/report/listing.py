@@ -9,7 +9,8 @@ from stageflow.report.text import printable
 
 __all__ = ["describe_plan"]
 
-_SETTINGS = ("max_in_flight", "queue_size", "run", "on_error", "emit", "version")
+_ALWAYS = ("max_in_flight", "queue_size", "run", "timeout", "on_error")
+_WHERE_SET = ("retry", "rate_limit", "batch", "when", "emit", "version")
 
 
 class _Plan(Protocol):
@@ -48,7 +49,8 @@ def describe_plan(plan: _Plan) -> str:
 def _stage_lines(stage: Any) -> Iterable[str]:
     after = f" after {', '.join(stage.dependencies)}" if stage.dependencies else ""
     yield f"{stage.name}({', '.join(p.name for p in stage.parameters)}){after}  [{stage.where}]"
-    for setting in _SETTINGS:
+    for setting in (*_ALWAYS, *_WHERE_SET):
         value, origin = getattr(stage, setting), stage.origins.get(setting, "default")
-        if not (origin == "default" and setting in ("emit", "version")):
+        if setting in _ALWAYS or origin != "default":
+            value = getattr(value, "__name__", value)
             yield f"    {setting} = {printable(str(value))}" + ("" if origin == "default" else f"  ({origin})")

@@ -84,15 +84,19 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def waiting_for(snapshot: Snapshot, *, reading: bool = True) -> str:
     """What keeps the run from going faster at this moment, as ``generate (64/64 in flight, 64 queued)``.
 
-    It is the stage with the most to do for its size, in flight and queued, among those not blocked themselves. When
-    stages are only blocked it is the output. When all have workers to spare, it is the input while that is read,
-    records between two attempts if they are the most, and else whatever is still in flight.
+    It is a stage that its service asked to pause, else the stage with the most to do for its size, in flight and
+    queued, among those not blocked themselves. When stages are only blocked it is the output. When all have workers to
+    spare, it is a stage most of whose items wait for their next attempt, the input while that is read, and else
+    whatever is still in flight.
 
     Args:
         snapshot: The state.
         reading: Whether there may be more input; after a request to stop there is none.
     """
     stages = snapshot.stages
+    paused = max(stages, key=lambda stage: stage.paused, default=None)
+    if paused is not None and paused.paused > 0:
+        return f"{printable(paused.name)} (paused for {duration(paused.paused)}: its service asked for it)"
     pressed = [stage for stage in stages if _pressed(stage) and not _held_back(stage)]
     if pressed:
         return _stage_state(max(pressed, key=_load))
@@ -101,9 +105,12 @@ def waiting_for(snapshot: Snapshot, *, reading: bool = True) -> str:
         return f"the output ({printable(blocked[-1].name)}: {count(blocked[-1].blocked)} blocked)"
     running = max(stages, key=lambda stage: stage.in_flight, default=None)
     in_flight = sum(stage.in_flight for stage in stages)
-    outside = snapshot.open - in_flight
+    waiting = max(stages, key=lambda stage: stage.waiting, default=None)
+    if waiting is not None and waiting.waiting > in_flight:
+        return f"{printable(waiting.name)} ({count(waiting.waiting)} items before their next attempt or permit)"
+    outside = snapshot.open - in_flight - sum(stage.waiting for stage in stages)
     if outside > in_flight:
-        return f"retries or the output ({count(outside)} open records are in no stage)"
+        return f"the output ({count(outside)} open records are in no stage)"
     more = reading and (snapshot.total is None or snapshot.read < snapshot.total)
     if running is None or not running.in_flight:
         return "the input" if more else "the end"
@@ -127,7 +134,8 @@ def _load(stage: StageSnapshot) -> float:
 
 def _stage_state(stage: StageSnapshot) -> str:
     queued = f", {count(stage.queued)} queued" if stage.queued else ""
-    return f"{printable(stage.name)} ({count(stage.in_flight)}/{count(stage.max_in_flight)} in flight{queued})"
+    waiting = f", {count(stage.waiting)} waiting" if stage.waiting else ""
+    return f"{printable(stage.name)} ({count(stage.in_flight)}/{count(stage.max_in_flight)} in flight{queued}{waiting})"
 
 
 class _Rates:

@@ -19,8 +19,10 @@ class StageReport:
         passed: Items that went on; ``degraded`` and ``skipped`` are among them.
         cancelled: Items given back unfinished because another branch or the run had ended.
         p50, p95: Seconds in the handler, per attempt, within 9 %; ``None`` where there was none.
-        busy, blocked, starved: Shares (0 to 1) of the time of all ``max_in_flight`` workers: in the handler, waiting
-            for room in the next channel, and without work. They sum to 1.
+        busy, blocked, waiting, starved: Shares (0 to 1) of the time of all ``max_in_flight`` workers: in the handler,
+            waiting for room in the next channel, for a permit or the end of a pause, and without work. They sum to 1.
+        retries: Attempts after the first. ``tokens``: as handlers reported them.
+        abandoned: Calls that outlived their timeout and their cancellation, and were left behind.
         peak_in_flight, peak_depth: The most calls in progress at once, and the most items waiting in its channel.
         run: Where the handler runs, as in the stage's setting: it decides whether more workers could help.
     """
@@ -44,6 +46,9 @@ class StageReport:
     peak_in_flight: int
     peak_depth: int
     run: str = "async"
+    waiting: float = 0.0
+    tokens: int = 0
+    abandoned: int = 0
 
     @classmethod
     def of(
@@ -62,6 +67,7 @@ class StageReport:
         worker_seconds = max(seconds * max_in_flight, 1e-9)
         busy = min(1.0, counters.busy_seconds / worker_seconds)
         blocked = min(1.0 - busy, counters.blocked_seconds / worker_seconds)
+        waiting = min(1.0 - busy - blocked, counters.waiting_seconds / worker_seconds)
         return cls(
             name=name,
             max_in_flight=max_in_flight,
@@ -78,10 +84,13 @@ class StageReport:
             p95=counters.latency.quantile(0.95),
             busy=busy,
             blocked=blocked,
-            starved=1.0 - busy - blocked,
+            starved=1.0 - busy - blocked - waiting,
             peak_in_flight=counters.peak_in_flight,
             peak_depth=peak_depth,
             run=run,
+            waiting=waiting,
+            tokens=counters.tokens,
+            abandoned=counters.abandoned,
         )
 
 

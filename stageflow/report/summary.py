@@ -3,26 +3,28 @@
 How the bottleneck is found
 ---------------------------
 
-A worker is busy (in its handler), blocked (waiting for room in the next channel) or starved (waiting for an item, or
-for a permit of its rate limit). What binds a pipeline is busy; what stands before it is blocked; what stands after it
-starves. The rules, the first that holds decides:
+A worker is busy (in its handler), waiting (for a permit of its rate limit, or for the end of a pause that the service
+asked for), blocked (by the next channel) or starved (without an item). What binds a pipeline is busy; what stands
+before it is blocked; what stands after it starves. The rules, the first that holds decides:
 
 1. **Too little.** Fewer than 100 records or 0.2 s show the start and the end of a run, and not what it settles at.
 2. **The event loop.** Calls of ``run="inline"`` run on the loop one at a time, however many workers there are, so
    their shares are taken of one worker and added up. An async stage whose calls never once overlapped, though items
    were waiting and workers free, is counted in: it computes without awaiting. Together 85 % bind the whole run; 70 %
-   do where no stage (rule 3) is busier. More workers help nothing; a process does.
-3. **A busy stage.** The busiest that is not itself held back (blocked under 15 % of the time) and busy for 70 % or
+   do where no stage (rule 4) is busier. More workers help nothing; a process does.
+3. **Permits.** The stage whose workers waited most, if that was 15 % of their time or more: its rate limit binds.
+4. **A busy stage.** The busiest that is not itself held back (blocked under 15 % of the time) and busy for 70 % or
    more, if work piled up before it: an earlier stage was blocked, or its own channel was full. At 90 % it needs no
    such witness. Whatever is as busy is named with it, because widening one alone would only move the bottleneck.
-4. **Nothing worth waiting for.** All calls take under 1 ms and there are over a thousand a second: what is left is
+5. **Nothing worth waiting for.** All calls take under 1 ms and there are over a thousand a second: what is left is
    the cost of reading, handing over and writing.
-5. **A stage is blocked, though none is busy.** The stage whose channel was full after the last blocked one waits for
-   permits: its rate limit binds. If there is none, the last blocked stage waits for the output.
-6. **The bound on open records was reached**, though no stage was busy: retries wait outside the stages, or the output
+6. **A stage is blocked, though none is busy.** The stage whose channel was full after the last blocked one did not
+   keep up although its workers had time: it got too little of the processor. If there is none, the last blocked stage
+   waits for the output.
+7. **The bound on open records was reached**, though no stage was busy: retries wait outside the stages, or the output
    is slow.
-7. **A channel was full, but nobody blocked**: the first stage's rate limit, or input that comes in bursts.
-8. **All starve**: the input is the bottleneck.
+8. **A channel was full, but nobody blocked**: the input comes in bursts.
+9. **All starve**: the input is the bottleneck.
 """
 
 from __future__ import annotations
@@ -137,10 +139,12 @@ def _time_columns(stages: Sequence[StageReport]) -> list[_Column]:
     def time(seconds: float | None) -> str:
         return "-" if seconds is None else duration(seconds)
 
+    waited = any(stage.waiting >= 0.005 for stage in stages)
     return [
         _Column("p50", [time(stage.p50) for stage in stages]),
         _Column("p95", [time(stage.p95) for stage in stages]),
         _Column("busy", [percent(stage.busy) for stage in stages]),
+        *([_Column("waiting", [percent(stage.waiting) for stage in stages])] if waited else []),
         _Column("starved", [percent(stage.starved) for stage in stages]),
         _Column("blocked", [percent(stage.blocked) for stage in stages]),
         _Column("peak in\nflight", [f"{count(stage.peak_in_flight)}/{count(stage.max_in_flight)}" for stage in stages]),
@@ -185,6 +189,7 @@ def bottleneck(report: RunReport) -> str:
     calls_per_second = sum(stage.received for stage in stages) / report.seconds
     return (
         _event_loop(stages)
+        or _permits(stages)
         or _busy_stage(stages)
         or _nothing_to_wait_for(stages, calls_per_second)
         or _blocked_stages(stages)
@@ -236,6 +241,16 @@ def _event_loop(stages: Sequence[StageReport]) -> str | None:
     return (
         f"{name} is the bottleneck: {why} and held everything up for {percent(share)} of the time{whole}; "
         f'more workers can\'t help, a plain function with run="process" can.'
+    )
+
+
+def _permits(stages: Sequence[StageReport]) -> str | None:
+    stage = max(stages, key=lambda stage: stage.waiting)
+    if stage.waiting < _BLOCKED:
+        return None
+    return (
+        f"{printable(stage.name)} is the bottleneck: {_workers(stage)} waiting for a permit {percent(stage.waiting)} "
+        "of the time; raise its rate_limit if the service allows it, more workers can't help."
     )
 
 
@@ -296,7 +311,7 @@ def _blocked_stages(stages: Sequence[StageReport]) -> str | None:
         stage = max(waiting, key=lambda stage: stage.busy)
         return (
             f"{printable(stage.name)} is the bottleneck: its queue was full while {_workers(stage)} busy only "
-            f"{percent(stage.busy)} of the time, so raise its rate limit; more workers can't help."
+            f"{percent(stage.busy)} of the time: it is short of processor time, and more workers can't help."
         )
     last = stages[blocked[-1]]
     return (
@@ -321,7 +336,7 @@ def _full_channel(stages: Sequence[StageReport]) -> str | None:
         return None
     return (
         f"{printable(stage.name)} held the run back: its queue was full though {_workers(stage)} busy only "
-        f"{percent(stage.busy)} of the time, so raise its rate limit, unless the input comes in bursts."
+        f"{percent(stage.busy)} of the time: the input comes in bursts."
     )
 
 

@@ -208,7 +208,6 @@ def test_a_resource_that_can_not_be_opened(folder: Folder) -> None:
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="the output is claimed before the resources are opened, and stays behind")
 def test_a_resource_that_can_not_be_opened_leaves_no_file(folder: Folder) -> None:
     folder.write("wrong.py", HEAD + RESOURCE)
     before = folder.names()

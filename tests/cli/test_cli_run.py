@@ -155,7 +155,6 @@ def test_the_order_of_a_file(folder: Folder, order: str | None, xs: list[int]) -
     assert [record["x"] for record in records(folder.read("out.jsonl"))] == xs
 
 
-@pytest.mark.xfail(strict=True, reason="--order input is passed over for standard output")
 def test_the_order_of_the_input_on_stdout_is_kept_or_refused(folder: Folder) -> None:
     folder.write("backwards.py", BACKWARDS)
     folder.write("three.jsonl", '{"x": 0}\n{"x": 1}\n{"x": 2}\n')

@@ -166,7 +166,6 @@ def test_a_third_interrupt_ends_a_process_whose_loop_is_blocked(waits: Callable[
     assert "Traceback" not in running.err
 
 
-@pytest.mark.xfail(strict=True, reason="nothing cancels the opening of resources but the third signal")
 def test_interrupts_while_resources_are_opened(waits: Callable[..., Running]) -> None:
     running = waits("opening", written=0)
     running.until(lambda: os.path.exists("begunthe resource"))

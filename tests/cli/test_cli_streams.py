@@ -162,13 +162,11 @@ def test_an_exit_in_a_handler_is_not_the_commands(folder: Folder) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="the loop lets it through, and the command exits with it")
 def test_an_exit_in_a_task_of_a_handler_is_not_the_commands(folder: Folder) -> None:
     body = "async def exits():\n    sys.exit(7)\n@pipeline.stage\nasync def s(x):\n    await asyncio.gather(exits())\n"
     assert exits(folder, body).returncode == 3
 
 
-@pytest.mark.xfail(strict=True, reason="it is let through while the dead letter is made")
 def test_an_exit_in_the_text_of_an_error_is_not_the_commands(folder: Folder) -> None:
     body = (
         "class Odd(Exception):\n    def __str__(self):\n        sys.exit(7)\n"

@@ -20,8 +20,8 @@ from strategies import Shape, StageShape, expected, random_shape, result_of, sma
 from stageflow import Pipeline, RunFailed, RunReport
 from stageflow.channel import Channel
 from stageflow.engine.credits import Credits
+from stageflow.engine.routing import Router
 from stageflow.item import Item
-from stageflow.stage import Stage
 from stageflow.testing import FaultPlan, run_virtual
 
 SEEDS = range(300)
@@ -350,21 +350,21 @@ def forgets(self: Channel) -> None:
     """A channel that does not do what it should: put the end marker back, or wake who waits."""
 
 
-def join_of_anything() -> Callable[[Item, Stage], bool]:
+def join_of_anything() -> Callable[[Router, Item, str], bool]:
     """A join that counts arrivals, whichever records they are of."""
     arrived: WeakKeyDictionary[object, Counter[str]] = WeakKeyDictionary()
 
-    def arrive(item: Item, stage: Stage) -> bool:
+    def arrive(self: Router, item: Item, stage: str) -> bool:
         count = arrived.setdefault(asyncio.get_running_loop(), Counter())
-        count[stage.name] += 1
-        return count[stage.name] % len(stage.dependencies) == 0
+        count[stage] += 1
+        return count[stage] % len(self._plan.stages[stage].dependencies) == 0
 
     return arrive
 
 
 def send_without_bound(self: Channel, item: Item) -> bool:
     """A channel that takes whatever comes."""
-    self.put_nowait(item) if not self.full() else self._items.append(item)
+    self.put_nowait(item) if not self.full() else self.items.append(item)
     self.sent += 1
     self.peak_depth = max(self.peak_depth, self.qsize())
     self.wake()
@@ -385,7 +385,7 @@ def credit_without_bound(self: Credits) -> bool:
         ("stageflow.channel.Channel.wake", forgets, output_is_right),
         ("stageflow.channel.Channel.try_send", send_without_bound, limits_hold),
         ("stageflow.engine.credits.Credits.try_take", credit_without_bound, limits_hold),
-        ("stageflow.engine.pool._arrive", join_of_anything(), output_is_right),
+        ("stageflow.engine.routing.Router._arrive", join_of_anything(), output_is_right),
     ],
 )
 def test_planted_mistakes_are_found(

@@ -51,8 +51,11 @@ BUSY = state(stage("retrieve", blocked=32), stage("generate", in_flight=64, queu
         (state(stage("a", in_flight=2), open=2, total=None), "the input or a (2/64 in flight)"),
         (state(stage("a"), open=0), "the input"),
         (state(stage("a"), open=0, read=10_000), "the end"),
-        (state(), "retries or the output (100 open records are in no stage)"),
-        (state(stage("a", in_flight=2), open=70), "retries or the output (68 open records are in no stage)"),
+        (state(stage("a", in_flight=64), stage("b", paused=7)), "b (paused for 7.00 s: its service asked for it)"),
+        (state(stage("a", in_flight=2, waiting=9)), "a (9 items before their next attempt or permit)"),
+        (state(stage("a", in_flight=64, waiting=9)), "a (64/64 in flight, 9 waiting)"),
+        (state(), "the output (100 open records are in no stage)"),
+        (state(stage("a", in_flight=2), open=70), "the output (68 open records are in no stage)"),
         (state(stage("x\x1b[2J\n", in_flight=64)), "x (64/64 in flight)"),
     ],
 )

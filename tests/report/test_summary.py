@@ -38,7 +38,7 @@ QUIET = StageReport(
 
 def stage(name: str = "quiet", **changes: object) -> StageReport:
     made = replace(QUIET, name=name, **changes)  # type: ignore[arg-type]
-    return replace(made, starved=1.0 - made.busy - made.blocked)
+    return replace(made, starved=1.0 - made.busy - made.blocked - made.waiting)
 
 
 def report(*stages: StageReport, **changes: object) -> RunReport:
@@ -268,12 +268,22 @@ def test_the_output_binds() -> None:
 
 
 def test_a_rate_limit_binds() -> None:
-    limited = stage("generate", busy=0.12, peak_depth=64)
+    limited = stage("generate", busy=0.12, waiting=0.83, peak_depth=64)
     assert bottleneck(report(stage("a", blocked=0.9), limited, stage("b"))) == (
-        "generate is the bottleneck: its queue was full while its 64 workers were busy only 12 % of the time, so raise "
-        "its rate limit; more workers can't help."
+        "generate is the bottleneck: its 64 workers were waiting for a permit 83 % of the time; raise its rate_limit "
+        "if the service allows it, more workers can't help."
     )
-    assert bottleneck(report(limited, stage("b"))).startswith("generate held the run back: its queue was full")
+    assert "waiting" in summary_text(report(limited))
+    assert "waiting" not in summary_text(report(stage("a", blocked=0.9)))
+
+
+def test_a_stage_short_of_processor_time_binds() -> None:
+    slow = stage("generate", busy=0.12, peak_depth=64)
+    assert bottleneck(report(stage("a", blocked=0.9), slow, stage("b"))) == (
+        "generate is the bottleneck: its queue was full while its 64 workers were busy only 12 % of the time: it is "
+        "short of processor time, and more workers can't help."
+    )
+    assert bottleneck(report(slow, stage("b"))).endswith("the input comes in bursts.")
 
 
 def test_the_input_binds() -> None:

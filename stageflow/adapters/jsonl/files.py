@@ -121,6 +121,8 @@ class FileOutput:
                 raise StorageError(f"{self._written_name} was changed during the run by something else")
             if complete and self._partial:
                 self._publish(index, stop)
+            elif self._partial and self._end == 0:
+                os.unlink(self._writing_to)  # nothing was ever written: leave no trace
             _sync_directory(self._directory)
         except OSError as error:
             raise self.failure(error) from error

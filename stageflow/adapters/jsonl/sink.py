@@ -67,6 +67,11 @@ class JsonlSink:
         self._index: OrderIndex | None = None
 
     @property
+    def sorts(self) -> bool:
+        """Whether it puts its lines into the order of the input by itself."""
+        return self._order == "input" and self.regular
+
+    @property
     def regular(self) -> bool:
         """Whether the output is, or will be, a regular file: one that a later run can find again."""
         return self.path not in _STDOUT and not _is_special(self.path)

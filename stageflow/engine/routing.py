@@ -1,0 +1,121 @@
+"""Which stages an item is ready for next: joins, ways out, and the levels that fan-outs make.
+
+Without fan-outs an item is a record. A fan-out makes children of an item; the stages below it run once per child, those
+beside it once per parent, and a stage that depends on both runs once per child as soon as that child and its parent
+have what it needs. Whether anything of an item is queued, running or waiting is one number, ``live``; a child that
+lives counts as one in its parent, and the record settles when its own number comes to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from stageflow.item import Item
+from stageflow.plan import Plan
+
+__all__ = ["Router"]
+
+
+class Router:
+    """Decides where items go. It moves none.
+
+    Args:
+        settled: Called with each record of which nothing lives any more.
+    """
+
+    def __init__(self, plan: Plan, settled: Callable[[Item], None]) -> None:
+        self._plan = plan
+        self._settled = settled
+        self._levels = any(plan.fan_outs.values()) or any(stage.fans_out for stage in plan.stages.values())
+        self._needed = {name: len(stage.dependencies) for name, stage in plan.stages.items()}
+        self._descendants = {
+            name: frozenset(below for below in plan.order if name in plan.ancestors[below]) for name in plan.order
+        }
+
+    def cut(self, item: Item, stage: str) -> None:
+        """``done``: nothing that depends on ``stage`` is run for the item."""
+        item.cut = (item.cut or frozenset()) | self._descendants[stage]
+
+    def next(self, item: Item, stage: str) -> list[tuple[Item, str]]:
+        """After ``stage`` finished for ``item``: who is ready for which stage. Each of them lives one more."""
+        children = self._plan.children[stage]
+        if self._levels:
+            ready = [
+                (each, child)
+                for child in children
+                for each in self._at_level_of(item, child)
+                if self._complete(each, child)
+            ]
+        else:
+            ready = [(item, child) for child in children if self._arrive(item, child)]
+        for each, _ in ready:
+            self._enter(each)
+        return ready
+
+    def leave(self, item: Item) -> None:
+        """One visit of the item has ended."""
+        item.live -= 1
+        if item.live == 0:
+            if item.parent is None:
+                self._settled(item)
+            else:
+                self.leave(item.parent)
+
+    def child(self, item: Item, stage: str, value: Any) -> Item:
+        """The child that ``stage`` yielded from ``item``; it lives until it is left once."""
+        siblings = item.children = [] if item.children is None else item.children
+        child = Item(item.index, item.record, 1)
+        child.parent = item
+        child.maker = stage
+        yielded = item.yielded = {} if item.yielded is None else item.yielded
+        place = yielded.get(stage, 0)
+        yielded[stage] = place + 1
+        child.path = (*item.path, place)
+        child.results = {**item.results, stage: value}
+        child.closed = item.closed
+        siblings.append(child)
+        item.live += 1
+        return child
+
+    def _enter(self, item: Item) -> None:
+        if item.live == 0 and item.parent is not None:
+            self._enter(item.parent)
+        item.live += 1
+
+    def _arrive(self, item: Item, stage: str) -> bool:
+        """One more dependency of ``stage`` has finished for the item: is it the last, and is the stage wanted?"""
+        if item.cut is not None and stage in item.cut:
+            return False
+        needed = self._needed[stage]
+        if needed == 1:
+            return True
+        if item.arrived is None:
+            item.arrived = {}
+        arrived = item.arrived.get(stage, 0) + 1
+        item.arrived[stage] = arrived
+        return arrived == needed
+
+    def _at_level_of(self, item: Item, stage: str) -> Iterator[Item]:
+        """The item itself, or those of its descendants for which ``stage`` runs."""
+        makers = [each.maker for each in item.lineage() if each.maker is not None][::-1]
+        below = self._plan.fan_outs[stage][len(makers) :]
+        found = [item]
+        for fan_out in below:
+            found = [child for each in found for child in each.children or () if child.maker == fan_out]
+        return iter(found)
+
+    def _complete(self, item: Item, stage: str) -> bool:
+        """Whether the item and those above it have every result that ``stage`` needs; they are then the item's own."""
+        if item.closed:  # a child that was dropped as it was yielded
+            return False
+        lineage = list(item.lineage())
+        if any(each.cut is not None and stage in each.cut for each in lineage):
+            return False
+        for need in self._plan.stages[stage].dependencies:
+            if need not in item.results:
+                holder = next((each for each in lineage if need in each.results), None)
+                if holder is None:
+                    return False
+                item.results[need] = holder.results[need]
+        return True

@@ -1,0 +1,96 @@
+"""What a run from Python can be told, and what the command line passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from stageflow.errors import RequestError
+from stageflow.graph import nearest
+from stageflow.plan import Override
+from stageflow.protocols import Listener
+
+__all__ = ["Options"]
+
+Amounts = int | Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a run from Python can be told; the command line has the same names.
+
+    Args:
+        params: Values for the job's parameters.
+        max_in_flight, queue_size: A number for every stage, or one by stage name.
+        settings: Other settings, ``{"generate": {"on_error": "skip"}}``.
+        dead: Where dead letters go: a path, a list or a function. Default: ``OUT.dead.jsonl`` where the sink is a path;
+            else each is logged as a warning.
+        order: ``"input"`` (default for a file) or ``"completion"`` (default otherwise).
+        limit: Read at most so many records, >= 1.
+        fresh: Rename existing output files rather than refuse to run.
+        on_bad_input: ``"dead"`` makes an unreadable line a dead letter; ``"stop"`` stops the run at it.
+        max_open_records: The most records admitted and not yet written; default: the sum of all ``max_in_flight`` and
+            ``queue_size``.
+        max_failure_rate: Stop the run when a larger share (0 to 1) of the last hundred settled records failed.
+        allow_failures: ``"5"`` or ``"2.5%"``: so many dead letters still end in exit code 0.
+        max_retry_after: Seconds; a service that asks to be left alone for longer stops the run.
+        grace: Seconds in which a stopped run may finish what it has accepted.
+        debug: Warn of handlers that change values they share with other stages; slow.
+        listeners: Hear of every event.
+    """
+
+    params: Mapping[str, Any] | None = None
+    max_in_flight: Amounts | None = None
+    queue_size: Amounts | None = None
+    settings: Mapping[str, Mapping[str, Any]] | None = None
+    dead: Any = None
+    order: Literal["input", "completion"] | None = None
+    limit: int | None = None
+    fresh: bool = False
+    on_bad_input: Literal["dead", "stop"] = "dead"
+    max_open_records: int | None = None
+    max_failure_rate: float | None = None
+    allow_failures: str | None = None
+    max_retry_after: float = 600.0
+    grace: float = 20.0
+    debug: bool = False
+    listeners: Sequence[Listener] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """Check what a caller gave.
+
+        Raises:
+            RequestError: An option is unknown, or out of its range.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = nearest(name, known)
+                raise RequestError(
+                    f'unknown option "{name}"',
+                    hint=f'did you mean "{near}"?' if near else "see stageflow.options.Options",
+                )
+        options = cls(**given)
+        for name in ("limit", "max_open_records"):
+            value = getattr(options, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise RequestError(f"{name} must be a positive integer, not {value!r}")
+        if options.order not in (None, "input", "completion"):
+            raise RequestError(f'order must be "input" or "completion", not {options.order!r}')
+        if options.on_bad_input not in ("dead", "stop"):
+            raise RequestError(f'on_bad_input must be "dead" or "stop", not {options.on_bad_input!r}')
+        return options
+
+    def all_overrides(self) -> tuple[Override, ...]:
+        """The settings given from outside the job, weakest first."""
+        found: list[Override] = []
+        for setting, amounts in (("max_in_flight", self.max_in_flight), ("queue_size", self.queue_size)):
+            if isinstance(amounts, Mapping):
+                found += [Override(stage, setting, value, f"{setting}=") for stage, value in amounts.items()]
+            elif amounts is not None:
+                found.append(Override(None, setting, amounts, f"{setting}="))
+        for stage, settings in (self.settings or {}).items():
+            found += [Override(stage, name, value, "settings=") for name, value in settings.items()]
+        return tuple(found)
