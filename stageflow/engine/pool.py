@@ -133,6 +133,13 @@ class Pool:
         """The call of a worker goes on, or begins behind others of the same turn; it counts from ``since``."""
         self._deadlines.resume(worker, since)
 
+    def attend(self) -> None:
+        """Whoever took an item sees to it that somebody looks for the next."""
+        if self.channel.parked:
+            self.channel.wake()
+        elif self.workers < self.stage.max_in_flight:
+            self.start_worker()
+
     def start_worker(self) -> None:
         self.channel.attended = True
         self.workers += 1

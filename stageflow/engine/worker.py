@@ -57,40 +57,32 @@ class Worker:
         channel, counters, clock, gate = pool.channel, pool.counters, pool.clock, pool.gate
         try_receive, invoke = channel.try_receive, pool.attempts.invoke
         only, last, leave = pool.only, pool.last, pool.router.leave
-        limit, name, reported = pool.stage.max_in_flight, pool.stage.name, pool.reported
+        name, reported = pool.stage.name, pool.reported
         quick = 0
         idle, permitted = True, False
         mark = now = 0.0
         channel.attended = False  # it was on this worker's account while it was on its way
         while True:
             item = try_receive()
-            if permitted and (item is None or item is END):
-                permitted = False
-                gate.give_back(self.reserved)
-            if item is None:
+            if item is None or item is END:
+                if permitted:
+                    permitted = False
+                    gate.give_back(self.reserved)
                 if not idle:
                     self.since = inf
                     counters.count_instant(quick, now - mark)
                     counters.in_flight -= 1
                     idle = True
-                item = await channel.receive()
-            if item is END:
-                if not idle:
-                    self.since = inf
-                    counters.count_instant(quick, now - mark)
-                    counters.in_flight -= 1
-                    idle = True
-                if await pool.dismiss(self):
-                    return
-                continue
+                item = item or await channel.receive()
+                if item is END:
+                    if await pool.dismiss(self):
+                        return
+                    continue
             if idle:
                 pool.enter()
                 quick, mark, idle = 0, (now := clock()), False
             if not channel.attended:
-                if channel.parked:
-                    channel.wake()
-                elif pool.workers < limit:
-                    pool.start_worker()
+                pool.attend()
             if gate.shut and not item.closed:
                 if not permitted:
                     counters.count_instant(quick, now - mark)
@@ -189,16 +181,10 @@ class BatchWorker(Worker):
                     return
                 continue
             if not channel.attended:
-                if channel.parked:
-                    channel.wake()
-                elif pool.workers < pool.stage.max_in_flight:
-                    pool.start_worker()
+                pool.attend()
             items = await self._gather(first)
             if not channel.attended:  # while it gathered, it was the one who waited for the next
-                if channel.parked:
-                    channel.wake()
-                elif pool.workers < pool.stage.max_in_flight:
-                    pool.start_worker()
+                pool.attend()
             pool.enter()
             try:
                 await self._call_all(items)
