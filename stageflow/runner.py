@@ -65,6 +65,7 @@ class Run:
         self._waiting_for_input = False
         self._stopped: StageflowError | None = None
         self._ended = False
+        self._cutoff: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._clock: Callable[[], float] = time.monotonic
         self._began = 0.0
@@ -110,6 +111,8 @@ class Run:
             raise error from error.__cause__
         finally:
             await self._end(complete)
+            if self._cutoff is not None:
+                self._cutoff.cancel()
         return self._report()
 
     async def _end(self, complete: bool) -> None:
@@ -243,7 +246,7 @@ class Run:
         if self._waiting_for_input and self._feeder is not None:
             self._feeder.cancel()
         self._emit(StopRequested(str(error), open_records, self._options.grace))
-        asyncio.get_running_loop().call_later(self._options.grace, self.cancel)
+        self._cutoff = asyncio.get_running_loop().call_later(self._options.grace, self.cancel)
 
     def cancel(self) -> None:
         """Cancel the attempts too: what has settled is written, the rest is not done."""

@@ -106,6 +106,11 @@ class Pool:
         """Items that were taken from the channel, by the channel's own count."""
         return self.channel.sent - sum(item is not END for item in self.channel.items)
 
+    @property
+    def cancelled(self) -> bool:
+        """The run is cancelled: no call may follow."""
+        return self._crew.cancelled
+
     def close(self) -> None:
         """The run is over: what still waits for another attempt is given back."""
         for timer in self._returning.values():
@@ -157,9 +162,9 @@ class Pool:
         self._deadlines.arm()
 
     async def dismiss(self, worker: Worker) -> bool:
-        """A worker has met the end marker: it leaves, unless it is the last and items wait for another attempt.
+        """A worker has met the end marker: it leaves, unless items have come back for another attempt.
 
-        The last one to leave closes the channels below.
+        The last one waits for those that will. When it leaves it closes the channels below.
         """
         self.channel.leave()
         while self.workers == 1 and (self._returning or self._late) and not self.channel.again:
@@ -221,16 +226,16 @@ class Pool:
         """The error as it concerns the item: the pool's own cancellation of a call is its timeout.
 
         Raises:
-            asyncio.CancelledError: The run is cancelled.
+            asyncio.CancelledError: The run is cancelled. So is then whatever a handler makes of that.
         """
+        if self.cancelled:
+            self.counters.cancelled += items
+            raise error if asked_for(error) else asyncio.CancelledError from error
         if worker is not None and worker.timed_out:
             worker.forgive()
             if not asked_for(error):
                 return self._timeout() if isinstance(error, asyncio.CancelledError) else error
         if asked_for(error):
-            if self._crew.cancelled:
-                self.counters.cancelled += items
-                raise error
             _take_back_cancellation()  # the handler cancelled its own task, which is the worker's
         return error
 

@@ -118,6 +118,9 @@ class Worker:
                 self.forgive()
                 if reported:
                     pool.settle_tokens(self, [item])
+                if pool.cancelled:  # the handler kept the cancellation to itself
+                    counters.cancelled += 1
+                    raise asyncio.CancelledError
                 if value.__class__ is Exit or item.closed:
                     await pool.depart(item, value)
                     mark = now = clock()
@@ -316,6 +319,9 @@ class BatchWorker(Worker):
         if error is None:
             self.since = inf
             self.forgive()
+            if pool.cancelled:
+                pool.counters.cancelled += len(items)
+                raise asyncio.CancelledError
             return list(values)
         if alone:
             value = await pool.failed(items[0], error, worker=self)

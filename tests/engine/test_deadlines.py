@@ -106,7 +106,7 @@ def test_a_call_that_is_still_there_after_the_grace_is_abandoned_once() -> None:
         own.arm()
         await asyncio.sleep(100)
         assert call.cancelled_at == [10.0]
-        assert gone == [(call, 10.0 + SWALLOW_GRACE)]
+        assert gone == [(cast("Worker", call), 10.0 + SWALLOW_GRACE)]
         assert timers() == []
         assert call.task is not None
         await call.task
@@ -169,7 +169,8 @@ def test_waiting_for_a_permit_does_not_count() -> None:
         await asyncio.sleep(0.9)
         return n
 
-    for settings in ({}, {"batch": Batch(1)}):
+    each: tuple[dict[str, Any], ...] = ({}, {"batch": Batch(1)})
+    for settings in each:
         pipeline = Pipeline("permits")
         pipeline.add_stage("x", x, timeout=1.0, rate_limit=RateLimit(per_second=0.1), **settings)
         report, seconds = run(pipeline, [{"n": n} for n in range(4)])
@@ -242,7 +243,8 @@ def test_what_a_stand_in_takes_is_bounded_by_the_attempts_timeout() -> None:
         await asyncio.sleep(0.5)
         raise ValueError("no")
 
-    for handler, settings in ((x, {}), (batch, {"batch": Batch(1)})):
+    each: tuple[tuple[Any, dict[str, Any]], ...] = ((x, {}), (batch, {"batch": Batch(1)}))
+    for handler, settings in each:
         pipeline = Pipeline("stands in")
         pipeline.add_stage("x", handler, timeout=2.0, on_error=degrade(stand_in), **settings)
         report, seconds = run(pipeline, [{"n": 0}])
@@ -281,6 +283,7 @@ def test_a_run_that_is_cancelled_leaves_no_attempt_for_later() -> None:
     async def main() -> Any:
         report = await pipeline.run([{"n": 0}, {"n": 1}], [], dead=[], grace=0.001)
         assert now() == 1.001
+        assert timers() == []
         done = len(calls)
         await asyncio.sleep(1e6)
         assert len(calls) == done

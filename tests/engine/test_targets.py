@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import elsewhere
+import hanging_handlers
 import pytest
 
 from stageflow import Pipeline
@@ -60,7 +60,7 @@ def test_as_many_calls_as_max_in_flight_are_in_threads_at_once() -> None:
     async def main() -> list[int]:
         own = target(x, "thread", 8, nothing)
         try:
-            return await asyncio.gather(*(own(n) for n in range(8)))
+            return list(await asyncio.gather(*(own(n) for n in range(8))))
         finally:
             own.close()
 
@@ -91,7 +91,7 @@ def test_a_hung_thread_leaves_its_pool_and_later_calls_find_as_many_as_before() 
                     call.cancel()
                 ended = await asyncio.gather(*hung, return_exceptions=True)
                 assert [type(each) for each in ended] == [asyncio.CancelledError] * 2
-                assert await asyncio.gather(own(False), own(False)) == ["in time"] * 2
+                assert list(await asyncio.gather(own(False), own(False))) == ["in time"] * 2
             await asyncio.sleep(SWALLOW_GRACE)
         finally:
             own.close()
@@ -169,7 +169,7 @@ def test_a_hung_process_is_killed_and_the_next_call_has_another(tmp_path: Path) 
     mark = tmp_path / "pid"
 
     async def main() -> tuple[int, int]:
-        own = target(elsewhere.hangs, "process", 1, nothing)
+        own = target(hanging_handlers.hangs, "process", 1, nothing)
         try:
             first = await own(n=0, mark="")
             call = asyncio.ensure_future(own(n=1, mark=str(mark)))
@@ -190,7 +190,7 @@ def test_a_hung_process_is_killed_and_the_next_call_has_another(tmp_path: Path) 
 def test_a_timeout_kills_the_process_of_a_stage(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
     pipeline = Pipeline("hangs")
-    pipeline.add_stage("x", elsewhere.hangs, run="process", max_in_flight=1, timeout=10.0)
+    pipeline.add_stage("x", hanging_handlers.hangs, run="process", max_in_flight=1, timeout=10.0)
     records = [{"n": 0, "mark": ""}, {"n": 1, "mark": str(mark)}, {"n": 2, "mark": ""}]
     written: list[Any] = []
     dead: list[Any] = []

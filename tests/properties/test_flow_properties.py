@@ -319,6 +319,41 @@ def test_a_cancelled_run_leaves_nothing_behind() -> None:
     holds_anew(check)
 
 
+@pytest.mark.parametrize("batch", [None, Batch(2)])
+@pytest.mark.parametrize("instead", ["returns", "raises"])
+def test_a_handler_that_keeps_its_cancellation_to_itself_is_the_last_one(instead: str, batch: Batch | None) -> None:
+    """No call follows one in which the run was cancelled, whatever that one says, and nothing of it is kept."""
+
+    async def fail(id: int) -> None:  # noqa: A002 - the field is called so
+        await asyncio.sleep(1.0)
+        raise Planned("stops the run")
+
+    async def deaf(id: Any) -> Any:  # noqa: A002 - the field is called so
+        started.append(asyncio.get_running_loop().time())
+        try:
+            await asyncio.sleep(100.0)
+        except asyncio.CancelledError:
+            if instead == "raises":
+                raise Planned("not a cancellation") from None
+        return id
+
+    started: list[float] = []
+    for seed in range(100):
+        started.clear()
+        pipeline = Pipeline("deaf")
+        pipeline.add_stage("deaf", deaf, max_in_flight=2, queue_size=1, batch=batch, retry=3)
+        pipeline.add_stage("fail", fail, on_error="abort")
+        output: list[dict[str, Any]] = []
+        dead: list[dict[str, Any]] = []
+        report = run_virtual(
+            pipeline.run([{"id": number} for number in range(9)], output, dead=dead, grace=0.0), seed=seed
+        )
+        assert (output, dead, report.not_done, report.seconds) == ([], [], report.read, 1.0), f"seed {seed}"
+        assert max(started) < 1.0, f"seed {seed}"
+        for said in report.stages.values():
+            balances(said)
+
+
 # Who waits for what
 
 
@@ -443,6 +478,25 @@ def test_no_batch_waits_longer_than_it_may() -> None:
         for since, until in batches.waits:
             idle = batches.idle(since, until)
             assert idle <= batches.within + EPS, f"seed {seed}: waited from {since} to {until}, idle for {idle} of it"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("batch", [None, Batch(1)])
+def test_what_comes_back_behind_the_end_finds_all_workers(workers: int, batch: Batch | None) -> None:
+    """The input has ended when six records come back at one moment, and those that wait for them are the last here."""
+
+    async def work(id: Any, call: Any) -> Any:  # noqa: A002 - the field is called so
+        attempt = call[0].attempt if batch else call.attempt
+        if attempt == 1:
+            raise Planned("at first")
+        await asyncio.sleep(3.0)
+        return id
+
+    for seed in range(100):
+        pipeline = Pipeline("behind the end")
+        pipeline.add_stage("work", work, max_in_flight=workers, batch=batch, retry=SteadyRetry(2, base=1.0))
+        report = run_virtual(pipeline.run([{"id": number} for number in range(6)], [], dead=[]), seed=seed)
+        assert (report.written, report.seconds) == (6, 1.0 + 18.0 / workers), f"seed {seed}"
 
 
 class Deaf:
