@@ -515,9 +515,8 @@ def test_row_81_over_http(over_http: Any) -> None:
         max_in_flight=1,
         retry=2,
     )
-    ((began, ended),) = silences(server.arrived, 0.45)
-    assert ended - began >= 0.5
-    assert server.arrived.index(ended) == 3
+    # The third call is told to wait; other silences may come of a busy machine.
+    assert server.arrived[3] - server.arrived[2] >= 0.5
     assert len(server.arrived) == 41
     assert outcome.warnings == ['stage "generate" waits 0.5 s: the service said so']
     assert all_written(outcome, 40)

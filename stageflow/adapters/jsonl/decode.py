@@ -36,6 +36,8 @@ _LONGEST_FINITE = 308  # digits of an integer that orjson can still take for a f
 _LONG_INTEGER = re.compile(rb"(?<=[:,\[\s-])[0-9]{19,}(?![0-9.eE])")
 _NUMBER = re.compile(r"-?(?:NaN|Infinity|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)")
 _NUMBER_SHOWN = 40
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKET = re.compile(rb"[][{}]")
 
 
 def has_long_digits(text: bytes) -> bool:
@@ -57,11 +59,19 @@ def examined(line: bytes, record: Any, index: int, *, long_digits: bool) -> Any:
 
 
 def _exactly(line: bytes, index: int) -> Any:
-    # orjson has said that the line is JSON, so what the standard library takes beyond JSON is not in it.
-    try:
-        return json.loads(line)
-    except RecursionError:  # in the value of a key that comes again, which is why it was not seen to be deep
+    # Deep may be the value of a key that comes again, which is not in what orjson made of the line.
+    if len(line) > MAYBE_DEEP_BYTES and _depth_of_text(line) > MAX_NESTING:
         return BadRecord(RecordError(_TOO_DEEP, line=index + 1), line)
+    # orjson has said that the line is JSON, so what the standard library takes beyond JSON is not in it.
+    return json.loads(line)
+
+
+def _depth_of_text(line: bytes) -> int:
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", line)):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _is_deep(record: dict[str, Any]) -> bool:
