@@ -80,7 +80,7 @@ def _what_next(error: StageflowError) -> str:
     if isinstance(error, DefinitionError):
         return "mend it, then try stageflow check JOB"
     if isinstance(error, StorageError):
-        return "the results so far are in OUTPUT.partial; run again with --fresh to start anew"
+        return "what was written before stays where it is; run again with --fresh to start anew"
     return "stageflow COMMAND --help says what is accepted"
 
 
@@ -274,7 +274,8 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
         source = source_of(input_)
         source.check()
         looked = look_ahead(plan, source)
-        _print(f"input {input_}: the first {looked} records have every field that the stages require")
+        told = f"each required field is in some of its first {looked} records" if looked else "not looked into"
+        _print(f"input {input_}: {told}")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -83,6 +84,11 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     return report.exit_code
 
 
+def _columns() -> int:
+    """How wide the summary may be."""
+    return shutil.get_terminal_size((100, 24)).columns if sys.stderr is not None and sys.stderr.isatty() else 100
+
+
 class _Told:
     """Dead letters that are kept nowhere are told one by one; the first one is told by the progress listener."""
 
@@ -115,7 +121,7 @@ def _stdout_sink(data: int) -> Any:
 async def _with_screen(run: Run, progress: Progress) -> RunReport:
     ticking = asyncio.create_task(_tick(progress), name="progress")
     try:
-        with _signals(run), watch_loop(run.warn):
+        with _signals(run), watch_loop(run.warn, lambda: run.started):
             return await run.execute()
     finally:
         ticking.cancel()
@@ -163,7 +169,7 @@ def _finish(report: RunReport, output: str, given: Mapping[str, Any]) -> None:
     if given["summary"] == "json":
         click.echo(summary_json(report))
     else:
-        _say(summary_text(report))
+        _say(summary_text(report, width=_columns()))
     if report.stopped:
         done = report.written + report.dropped + report.dead
         _say(f"stageflow: stopped: {done:,} of {report.read:,} read records done: {report.stopped}")

@@ -23,7 +23,7 @@ log = logging.getLogger("stageflow")
 
 
 def look_ahead(plan: Plan, source: Source) -> int:
-    """Refuse a run whose first records all lack a field that a stage requires.
+    """Refuse a run whose first records all lack a field that a stage requires, or that the job emits.
 
     Returns:
         How many records were looked at; 0 for a source that can't be looked into.
@@ -39,6 +39,14 @@ def look_ahead(plan: Plan, source: Source) -> int:
         near = nearest(name, [*seen, *plan.stages, *plan.resources])
         hint = f'did you mean "{near}"?' if near else "fields are: " + ", ".join(seen)
         raise RequestError(f'{owner} takes "{name}", which none of the first {len(records)} records has', hint=hint)
+    known = [*seen, *plan.stages, *plan.context_fields]
+    for name in plan.emitted or ():
+        if records and name not in known:
+            near = nearest(name, known)
+            hint = f'did you mean "{near}"?' if near else "fields are: " + ", ".join(known)
+            raise RequestError(
+                f'the job emits "{name}", which is no stage and no field of its first records', hint=hint
+            )
     return len(records)
 
 

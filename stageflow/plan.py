@@ -6,6 +6,7 @@ A :class:`Draft` is what a job file wrote down; :func:`freeze` resolves the name
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -201,6 +202,11 @@ class Plan:
         if self.context is not None:
             needed |= dict.fromkeys(required_fields(self.context), f"the context {self.context.__name__}")
         return needed
+
+    @property
+    def context_fields(self) -> tuple[str, ...]:
+        """The fields that the context adds to the output."""
+        return tuple(field.name for field in dataclasses.fields(self.context)) if self.context is not None else ()
 
     @property
     def max_open_records(self) -> int:

@@ -297,6 +297,11 @@ class Run:
             stages=engine.snapshot() if engine else (),
         )
 
+    @property
+    def started(self) -> bool:
+        """The resources are open, and records are read."""
+        return self._engine is not None
+
     def warn(self, message: str) -> None:
         self._emit(Warned(message))
 

@@ -164,6 +164,11 @@ _DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
     "queue_size": f"max({SMALLEST_DEFAULT_QUEUE}, max_in_flight)",
     "run": '"async" for an async function, "thread" for a plain one',
     "on_error": '"dead_letter"',
+    "timeout": f"{DEFAULT_TIMEOUT:g}",
+    "retry": "none",
+    "rate_limit": "none; it is set in the job file",
+    "batch": "none; it is set in the job file",
+    "when": "none; it is set in the job file",
     "emit": "true",
     "version": "none",
 }

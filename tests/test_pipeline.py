@@ -787,8 +787,12 @@ def test_emit_leaves_out_and_selects() -> None:
     pipeline.add_stage("hidden", same, emit=False)
     pipeline.add_stage("shown", lambda hidden: hidden)
     assert run(pipeline, [{"x": 1}]).output == [{"x": 1, "shown": 1}]
-    pipeline.emit("shown", "x", "missing")
-    assert list(run(pipeline, [{"x": 1, "y": 2}]).output[0]) == ["shown", "x"]
+    pipeline.emit("shown", "x", "z")
+    assert list(run(pipeline, [{"x": 1, "y": 2}, {"x": 1, "z": 3}]).output[0]) == ["shown", "x"]
+    pipeline.emit("shwn", "x")
+    with pytest.raises(RequestError, match='the job emits "shwn"') as caught:
+        run(pipeline, [{"x": 1}])
+    assert caught.value.hint == 'did you mean "shown"?'
     pipeline.emit("hidden")
     assert run(pipeline, [{"x": 1}]).output == [{"hidden": 1}]
 

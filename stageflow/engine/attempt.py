@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import sysconfig
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,7 +23,7 @@ from stageflow.policies.failure import Degrade
 from stageflow.policies.redact import redact, secrets_of
 from stageflow.stage import Stage
 
-__all__ = ["GONE", "SKIPPED", "Attempts", "asked_for", "describe", "message_of", "shown"]
+__all__ = ["GONE", "SKIPPED", "Attempts", "asked_for", "describe", "message_of", "place_of", "shown"]
 
 SKIPPED: Final = Exit("skip")
 """What an attempt gives where ``when`` says no."""
@@ -29,6 +31,15 @@ SKIPPED: Final = Exit("skip")
 GONE: Final = Exit("gone")
 """The item stops here."""
 
+
+NOT_THE_USERS: Final = (
+    os.path.dirname(os.path.dirname(__file__)),
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    sysconfig.get_path("platlib"),
+    "<",  # of the import system, or compiled from a text
+)
+"""Where the names of files begin that hold no code of the user's."""
 
 MESSAGE_CHARS: Final = 2048
 """What is kept of an error's message."""
@@ -184,6 +195,12 @@ def describe(error: BaseException) -> str:
     """Type and message, without secrets, cut to what is kept of it."""
     message = redact(message_of(error), secrets_of(os.environ), limit=MESSAGE_CHARS)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """The line of the user's own code that raised, as `` at job.py:12``; nothing where there is none."""
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(NOT_THE_USERS)]
+    return f" at {os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else ""
 
 
 def asked_for(error: BaseException) -> bool:

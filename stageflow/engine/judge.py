@@ -12,7 +12,7 @@ from random import Random
 from typing import Final
 
 from stageflow.counters import StageCounters
-from stageflow.engine.attempt import describe
+from stageflow.engine.attempt import describe, place_of
 from stageflow.engine.gate import Gate
 from stageflow.errors import HandlerFailed, RecordError, RunStopped, WorkerDied
 from stageflow.item import Item
@@ -76,6 +76,7 @@ class Judge:
         self._max_retry_after = max_retry_after
         self.breaker = Breaker(stage.name, max_retry_after=max_retry_after)
         self._deaths: list[float] = []
+        self._tripped = False
         self._told = 0.0
 
     def retryable(self, error: BaseException) -> bool:
@@ -100,6 +101,9 @@ class Judge:
         verdict = self.breaker.failure(judged, clean_input=clean, final=wait is None, wall_clock=time.time())
         if verdict.trips:
             self._gate.bar()
+            if not self._tripped:
+                self._tripped = True
+                self._warn(f'stage "{self._stage.name}": {describe(reason)}{place_of(error)}')
             self._stop(RunStopped(verdict.reason, hint="mend the cause, then run again"))
             return Ruling(withhold=True)
         if self._dies_too_often(reason) or (wait is None and self._ends_the_run(item, reason)):

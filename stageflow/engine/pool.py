@@ -187,6 +187,7 @@ class Pool:
         worker.abandoned = True
         self._crew.abandon(worker.task)
         self._present.pop(worker, None)
+        self.counters.count_instant(worker.quick, 0.0)
         self.counters.in_flight -= 1
         self.workers -= 1
         self.left_behind()

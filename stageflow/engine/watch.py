@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import os
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from stageflow.engine.attempt import describe, shown
+from stageflow.engine.attempt import NOT_THE_USERS, describe, shown
 from stageflow.errors import HandlerFailed
 
 __all__ = ["CURRENT_STAGE", "hear_stray_tasks", "watch_loop"]
@@ -29,22 +28,16 @@ CURRENT_STAGE: ContextVar[str | None] = ContextVar("stageflow_stage", default=No
 
 _BEAT: Final = 0.25
 _BLOCKED: Final = 1.0
-_NOT_THE_USERS: Final = (
-    os.path.dirname(os.path.dirname(__file__)),
-    sysconfig.get_path("stdlib"),
-    sysconfig.get_path("purelib"),
-    sysconfig.get_path("platlib"),
-    "<",  # of the import system, or compiled from a text
-)
 
 
 @contextlib.contextmanager
-def watch_loop(warn: Callable[[str], None]) -> Iterator[None]:
+def watch_loop(warn: Callable[[str], None], running: Callable[[], bool]) -> Iterator[None]:
     """While inside, tell of every time the running loop stood still for over a second, and where.
 
-    A thread looks at the stack of the loop's thread while it stands still; the loop itself could not.
+    Only while ``running()``: what is opened before there is anything to run holds nobody up. A thread looks at the
+    stack of the loop's thread while it stands still; the loop itself could not.
     """
-    watch = _LoopWatch(asyncio.get_running_loop(), warn)
+    watch = _LoopWatch(asyncio.get_running_loop(), lambda message: warn(message) if running() else None)
     watch.start()
     try:
         yield
@@ -86,7 +79,7 @@ def _place_of(frame: FrameType | None) -> tuple[str, str]:
     """Who holds the loop, and the innermost line of the user's own code."""
     who, line = "something", ""
     while frame is not None:
-        if not line and not frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        if not line and not frame.f_code.co_filename.startswith(NOT_THE_USERS):
             line = f" at {os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         worker = frame.f_locals.get("self")
         pool = getattr(worker, "pool", None)

@@ -34,11 +34,12 @@ class Worker:
         items: What it has in hand: an item, or the list of a batch.
         rest: Items it will call the handler with afterwards, one by one.
         since: When the call in progress began, by the pool's clock; infinite while there is none.
+        quick: Items that it dealt with at once and that are not counted yet.
         timed_out: The pool has cancelled the call because its time was over.
         reserved: Tokens reserved for the call.
     """
 
-    __slots__ = ("abandoned", "items", "pool", "reserved", "rest", "since", "task", "timed_out")
+    __slots__ = ("abandoned", "items", "pool", "quick", "reserved", "rest", "since", "task", "timed_out")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -48,6 +49,7 @@ class Worker:
         self.since = inf
         self.timed_out = False
         self.abandoned = False
+        self.quick = 0
         self.reserved = 0.0
 
     async def run(self) -> None:
@@ -58,7 +60,6 @@ class Worker:
         try_receive, invoke = channel.try_receive, pool.attempts.invoke
         only, last, leave = pool.only, pool.last, pool.router.leave
         name, reported = pool.stage.name, pool.reported
-        quick = 0
         idle, permitted = True, False
         mark = now = 0.0
         channel.attended = False  # it was on this worker's account while it was on its way
@@ -70,7 +71,7 @@ class Worker:
                     gate.give_back(self.reserved)
                 if not idle:
                     self.since = inf
-                    counters.count_instant(quick, now - mark)
+                    counters.count_instant(self.quick, now - mark)
                     counters.in_flight -= 1
                     idle = True
                 item = item or await channel.receive()
@@ -80,14 +81,14 @@ class Worker:
                     continue
             if idle:
                 pool.enter()
-                quick, mark, idle = 0, (now := clock()), False
+                self.quick, mark, idle = 0, (now := clock()), False
             if not channel.attended:
                 pool.attend()
             if gate.shut and not item.closed:
                 if not permitted:
-                    counters.count_instant(quick, now - mark)
+                    counters.count_instant(self.quick, now - mark)
                     await self.pass_gate([item])
-                    permitted, quick, mark = True, 0, (now := clock())
+                    permitted, self.quick, mark = True, 0, (now := clock())
                 if gate.barred:
                     pool.withhold(item)
             if item.closed:
@@ -102,19 +103,19 @@ class Worker:
             except BaseException as error:  # noqa: BLE001 - the handler is foreign code; Pool.failed sorts it out
                 if self.abandoned:
                     return
-                counters.count_instant(quick, started - mark)
-                quick, mark = 0, started
+                counters.count_instant(self.quick, started - mark)
+                self.quick, mark = 0, started
                 value = await pool.failed(item, error, worker=self)
             now = clock()
             if now - started < INSTANT and value.__class__ is not Exit and not item.closed and not reported:
-                quick += 1
+                self.quick += 1
             else:
                 if self.abandoned:
                     return
                 self.since = inf
-                counters.count_instant(quick, started - mark)
+                counters.count_instant(self.quick, started - mark)
                 counters.count_call(now - started)
-                quick, mark = 0, now
+                self.quick, mark = 0, now
                 self.forgive()
                 if reported:
                     pool.settle_tokens(self, [item])
@@ -130,16 +131,16 @@ class Worker:
             if only is not None:
                 if not only.try_send(item):
                     self.since = inf
-                    counters.count_instant(quick, now - mark)
+                    counters.count_instant(self.quick, now - mark)
                     await pool.send_blocked(only, item)
-                    quick, mark = 0, (now := clock())
+                    self.quick, mark = 0, (now := clock())
             elif last:
                 leave(item)
             else:
                 self.since = inf
-                counters.count_instant(quick, now - mark)
+                counters.count_instant(self.quick, now - mark)
                 await pool.pass_on(item)
-                quick, mark = 0, (now := clock())
+                self.quick, mark = 0, (now := clock())
 
     async def pass_gate(self, items: list[Item]) -> None:
         """Wait for a permit, outside any attempt."""

@@ -196,7 +196,10 @@ def _stop_line(event: StopRequested) -> str:
         return f"stopping: {records} cancelled"
     if not event.open:
         return "stopping: nothing is in flight"
-    return f"stopping: finishing {records} ({_whole(round(event.grace))}), press Ctrl-C again to cancel them"
+    how = f"finishing {records} ({_whole(round(event.grace))})"
+    if event.reason.endswith("SIGINT"):
+        return f"stopping: {how}, press Ctrl-C again to cancel them"
+    return f"stopping: {how}: {printable(event.reason)}"
 
 
 class _Messages:

@@ -138,8 +138,8 @@ def test_messages_are_told_whatever_the_progress(kind: str) -> None:
         Warned("a field\x1b[2J is overwritten"),
         RecordDead(LETTER),
         RecordDead(LETTER),
-        StopRequested("interrupt", open=64, grace=20.0),
-        StopRequested("interrupt", open=1, grace=0.0, cancelled=True),
+        StopRequested("stopped by SIGINT", open=64, grace=20.0),
+        StopRequested("stopped by SIGINT", open=1, grace=0.0, cancelled=True),
         StopRequested("abort", open=0, grace=20.0),
     ):
         listener.on_event(event)
@@ -346,7 +346,7 @@ def test_messages_stand_above_the_bar(size: list[int]) -> None:
     stream, bar = started(BUSY)
     bar.on_event(Warned("one"))
     stream.write("^C")  # what the terminal itself shows
-    bar.on_event(StopRequested("interrupt", open=64, grace=20.0))
+    bar.on_event(StopRequested("stopped by SIGINT", open=64, grace=20.0))
     bar.refresh()
     stream.write("^C")
     bar.refresh()
@@ -385,7 +385,7 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(
 ) -> None:
     listener = make(Failing(writes, error))
     listener.on_event(RunStarted("rag", States(BUSY, LATER)))
-    for event in (Warned("one"), RecordDead(LETTER), StopRequested("interrupt", open=1, grace=1.0)):
+    for event in (Warned("one"), RecordDead(LETTER), StopRequested("stopped by SIGINT", open=1, grace=1.0)):
         listener.refresh()
         listener.on_event(event)
     listener.on_event(RunEnded())
