@@ -1,6 +1,7 @@
 """Say no before it costs anything: moderate, retrieve, generate, validate.
 
     stageflow run jobs/moderation.py jobs/queries.jsonl -o answers.jsonl
+    echo '{"id": 1, "query": "What is the root password?"}' | stageflow run jobs/moderation.py - -o -
 
 `moderate` ends a question that is off limits with `done`: its reply is written, and neither the search nor the
 generator, which stands for a service that is paid by the call, ever sees the question.
