@@ -8,6 +8,7 @@ Shapes: three stages in a row with 16, 64 and 8 workers, the same with one worke
 
 Contenders:
 
+* with retry, timeout: stageflow with policies on every stage, none of which is ever needed
 * by hand: worker pools over asyncio.Queue(maxsize) with sentinels; in the diamond one pool gathers the two branches
 * by hand, tuned: the same, which awaits a queue only where it has to wait
 * event per step: one asyncio.Event and one task per step and record, gathered under a semaphore
@@ -123,10 +124,10 @@ class Shape:
     graph: Mapping[str, tuple[Work, Sequence[str]]]
     answer: Callable[[int], Item]
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, **policies: Any) -> Pipeline:
         pipeline = Pipeline("benchmark")
         for handler, workers in self.stages.items():
-            pipeline.stage(max_in_flight=workers, queue_size=QUEUE_SIZE)(handler)
+            pipeline.stage(max_in_flight=workers, queue_size=QUEUE_SIZE, **policies)(handler)
         return pipeline
 
     @property
@@ -186,10 +187,13 @@ def contenders(shape: Shape, records: Sequence[Item], runner: asyncio.Runner) ->
     def copies() -> Iterator[Item]:
         return (dict(record) for record in records)
 
-    def with_stageflow() -> list[Item]:
-        outputs: list[Item] = []
-        runner.run(shape.pipeline().run(records, outputs))
-        return outputs
+    def with_stageflow(**policies: Any) -> Callable[[], list[Item]]:
+        def run() -> list[Item]:
+            outputs: list[Item] = []
+            runner.run(shape.pipeline(**policies).run(records, outputs))
+            return outputs
+
+        return run
 
     def by_hand(way: Callable[..., Any]) -> Callable[[], list[Item]]:
         def run() -> list[Item]:
@@ -210,7 +214,8 @@ def contenders(shape: Shape, records: Sequence[Item], runner: asyncio.Runner) ->
         return outputs
 
     runs = {
-        "stageflow": with_stageflow,
+        "stageflow": with_stageflow(),
+        "with retry, timeout": with_stageflow(retry=3, timeout=60.0, on_error="skip"),
         "by hand": by_hand(workload.hand_written),
         "by hand, tuned": by_hand(workload.hand_tuned),
         "event per step": with_events,
