@@ -174,3 +174,12 @@ def test_an_error_in_the_values_own_code_is_a_refusal() -> None:
 def test_the_deepest_record_that_is_read_can_be_written() -> None:
     assert encode_strictly({"a": deep(199), "b": BIG})
     assert encode_strictly({"a": deep(253), "b": BIG})
+
+
+def test_what_holds_itself_more_than_once_is_kept_once() -> None:
+    """Copied along each of its ways to the deepest level allowed, it would take longer than the world has stood."""
+    record: dict[str, Any] = {"children": []}
+    record["children"] += [{"n": n, "parent": record} for n in range(3)]
+    kept = json.loads(encode_leniently(record))
+    assert [child["n"] for child in kept["children"]] == [0, 1, 2]
+    assert all(isinstance(child["parent"], str) for child in kept["children"])

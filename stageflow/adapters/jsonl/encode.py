@@ -177,13 +177,21 @@ class _Plain:
 
 
 class _LenientPlain(_Plain):
-    """Copies what it can, and shows the rest as text."""
+    """Copies what it can, and shows the rest as text: a value inside itself, too, or it would be copied for ever."""
+
+    def __init__(self) -> None:
+        self._around: set[int] = set()
 
     def visit(self, value: Any, path: str, depth: int) -> Any:
+        if id(value) in self._around:
+            return _shown(value)
+        self._around.add(id(value))
         try:
             return super().visit(value, path, depth)
         except Exception:  # noqa: BLE001  # whatever the value's own code raised: a dead letter must be written
             return _shown(value)
+        finally:
+            self._around.discard(id(value))
 
     def key(self, key: Any, path: str) -> str:
         return cast("str", self.text(key, path)) if isinstance(key, str) else _shown(key)
