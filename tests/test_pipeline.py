@@ -471,7 +471,7 @@ def test_pipe_composes_with_aiostream() -> None:
     source = Source(1000)
 
     async def main() -> list[Any]:
-        outputs = stream.iterate(source) | doubling().pipe(max_open_records=4) | pipe.take(5)
+        outputs = stream.iterate(source) | doubling().pipe(max_open_records=4, order="input") | pipe.take(5)
         return await stream.list(outputs)
 
     records = run_virtual(main())
