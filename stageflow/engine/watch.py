@@ -37,7 +37,7 @@ def watch_loop(warn: Callable[[str], None], running: Callable[[], bool]) -> Iter
     Only while ``running()``: what is opened before there is anything to run holds nobody up. A thread looks at the
     stack of the loop's thread while it stands still; the loop itself could not.
     """
-    watch = _LoopWatch(asyncio.get_running_loop(), lambda message: warn(message) if running() else None)
+    watch = _LoopWatch(asyncio.get_running_loop(), warn, running)
     watch.start()
     try:
         yield
@@ -46,10 +46,13 @@ def watch_loop(warn: Callable[[str], None], running: Callable[[], bool]) -> Iter
 
 
 class _LoopWatch(threading.Thread):
-    def __init__(self, loop: asyncio.AbstractEventLoop, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, warn: Callable[[str], None], running: Callable[[], bool]
+    ) -> None:
         super().__init__(name="loop watch", daemon=True)
         self._loop = loop
         self._warn = warn
+        self._running = running
         self._watched = threading.get_ident()
         self._over = threading.Event()
         self._beat = time.monotonic()
@@ -70,7 +73,7 @@ class _LoopWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(_BEAT):
-            if self._place is None and time.monotonic() - self._beat > _BLOCKED:
+            if self._running() and self._place is None and time.monotonic() - self._beat > _BLOCKED:
                 frame = sys._current_frames().get(self._watched)
                 self._place = _place_of(frame)
 
