@@ -16,7 +16,11 @@
         ResultError             a result that can't be used or written
         ContextConflict         two branches set one field of the context differently
       RunStopped                the run was stopped by policy                  exit 4
+        OutOfMemory             a stage ran out of memory again and again      exit 5
+      InputDamaged              the input ends before it should                exit 3
       StorageError              the output can't be written                    exit 5
+        OutputLocked            another run writes to it                       exit 6
+        StateMismatch           what is there is not what this run would go on with   exit 7
       SourceFailed              the caller's own source raised                 exit 5
     RunFailed                   a bug in stageflow, raised once after cleanup  exit 1
 
@@ -33,8 +37,11 @@ __all__ = [
     "DefinitionError",
     "GraphError",
     "HandlerFailed",
+    "InputDamaged",
     "ItemError",
     "JobLoadError",
+    "OutOfMemory",
+    "OutputLocked",
     "RecordError",
     "RequestError",
     "ResultError",
@@ -43,6 +50,7 @@ __all__ = [
     "SettingError",
     "SourceFailed",
     "StageflowError",
+    "StateMismatch",
     "StorageError",
     "WorkerDied",
 ]
@@ -139,10 +147,34 @@ class RunStopped(StageflowError):
     exit_code = 4
 
 
+class OutOfMemory(RunStopped):
+    """A stage ran out of memory, and soon after once more: the records to come would fare no better."""
+
+    exit_code = 5
+
+
 class StorageError(StageflowError):
     """The output can't be written: no space, no permission, a disk error."""
 
     exit_code = 5
+
+
+class OutputLocked(StorageError):
+    """Another run holds the output; it is not disturbed."""
+
+    exit_code = 6
+
+
+class StateMismatch(StorageError):
+    """The ledger, the output, the input or the job is not what it was; nothing was changed."""
+
+    exit_code = 7
+
+
+class InputDamaged(StageflowError):
+    """The input ends in the middle of something; what came before was processed. Resumable once it is whole."""
+
+    exit_code = 3
 
 
 class SourceFailed(StageflowError):

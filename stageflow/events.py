@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "Event",
     "RecordDead",
+    "Resumed",
     "RunEnded",
     "RunStarted",
     "Snapshot",
@@ -57,6 +58,18 @@ class Snapshot:
 @dataclass(frozen=True, slots=True)
 class Event:
     """Anything that happened in a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """What earlier runs left is taken up, or there is something to know of the ends of this one.
+
+    ``epoch`` counts the runs from 1, ``done`` records had settled before, and ``notes`` are for the user, a line each.
+    """
+
+    epoch: int
+    done: int
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,19 @@ from typing import Any, Literal, NoReturn, final
 
 from stageflow.errors import RecordError
 
-__all__ = ["BadRecord", "Exit", "Failure", "Item", "Note", "Outcome", "ReadOnlyDict", "done", "drop"]
+__all__ = [
+    "BadRecord",
+    "Exit",
+    "Failure",
+    "Item",
+    "Note",
+    "Outcome",
+    "Part",
+    "ReadOnlyDict",
+    "Reentry",
+    "done",
+    "drop",
+]
 
 Outcome = Literal["ok", "degraded", "skipped", "done"]
 
@@ -90,10 +102,13 @@ class Item:
         attempts: How often a handler was called, by stage name, where it was more than once.
         cut: Stages that are not run for this item because ``done`` came before them.
         children: What fan-outs made of it, in the order in which it was yielded.
-        yielded: How many children each fan-out has made of it.
+        yielded: How many children each fan-out has made of it, in earlier runs too.
+        resumed: By generator that an earlier run did not bring to its end, how many of its values it made children of.
+        broken: The generators that failed after a value of theirs had gone on; what they yielded is kept.
         maker: For a child the stage that yielded it.
         held: The dead letter waits for the verdict on the stage.
         withheld: The failure is left undone rather than made a dead letter: it stops the run.
+        reentry: For a record that comes from dead letters, what it came as.
     """
 
     __slots__ = ("__dict__", "closed", "index", "live", "record", "results")
@@ -111,6 +126,9 @@ class Item:
     maker: str | None = None
     children: list[Item] | None = None
     yielded: dict[str, int] | None = None
+    resumed: Mapping[str, int] | None = None
+    broken: tuple[str, ...] = ()
+    reentry: Reentry | None = None
     withheld = False
     held = False
 
@@ -144,6 +162,10 @@ class Item:
             yield item
             item = item.parent
 
+    def level(self) -> tuple[str, ...]:
+        """The fan-outs that made it, outermost first: the stages with the same ones above them run for it."""
+        return tuple(item.maker for item in self.lineage() if item.maker is not None)[::-1]
+
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
@@ -156,6 +178,40 @@ class BadRecord:
 
     error: RecordError
     raw: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An item of an earlier run that is done again from the stage at which it failed.
+
+    Args:
+        stage: That stage.
+        results: What the stages returned that had finished for the item and for those above it.
+        path: The item's place; its makers are the fan-outs above ``stage``.
+        yielded: By generator that failed after its first yield, how many of its values have become children.
+        notes: What was out of the ordinary before, for the item and for those above it.
+    """
+
+    stage: str
+    results: Mapping[str, Any]
+    path: tuple[int, ...] = ()
+    yielded: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, Note] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reentry:
+    """A record that comes in again because of its dead letters; a source hands it over in the place of the record.
+
+    Args:
+        record: The input record.
+        numbers: The numbers of all dead letters that are settled when it is.
+        parts: What of it is done again. None: all of it, from its first stages.
+    """
+
+    record: Any
+    numbers: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
 
 
 class ReadOnlyDict(dict[str, Any]):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Protocol
 
+from stageflow.commit import Commit, InputIdentity, InputMark
 from stageflow.events import Event
 
-__all__ = ["Entry", "Listener", "Sink", "Source"]
+__all__ = ["Entry", "Listener", "Output", "Sink", "Source"]
 
 Entry = tuple[int, Any]
 """A record's index in its source (from 0; gaps are fine) and the record, or a :class:`BadRecord`."""
@@ -40,12 +41,35 @@ class Source(Protocol):
         """The first ``n`` entries, where looking takes nothing from it; else none."""
         ...
 
-    def read(self) -> AsyncGenerator[Iterable[Entry], None]:
+    def read(self, start: InputMark | None = None) -> AsyncGenerator[Iterable[Entry], None]:
         """Yield entries in portions, in the order of their index, each index at most once.
 
         A portion may be lazy: it is iterated once, before the next portion is asked for. Cancelling the wait for a
         portion loses nothing that was yielded. Whoever stops early closes the iterator.
+
+        Args:
+            start: Where to begin; ``None`` is the beginning. Only a source that has an identity is given one.
+
+        Raises:
+            RequestError: It can't be opened.
+            InputDamaged: It ends before it should; everything before was yielded.
         """
+        ...
+
+    def take_marks(self) -> list[InputMark]:
+        """The marks not taken yet, the last of them at the end of the newest portion. None without an identity."""
+        ...
+
+    def identity(self) -> InputIdentity | None:
+        """What it is, if a later run can find and tell it again."""
+        ...
+
+    def first_difference(self, marks: Sequence[InputMark]) -> tuple[int, int] | None:
+        """The first lines (from 1, both ends included) between two marks that are not what they were; else None."""
+        ...
+
+    def changed(self) -> bool:
+        """Whether it was changed by somebody while it was read; asked at the end."""
         ...
 
     def estimate(self) -> int | None:
@@ -82,6 +106,26 @@ class Sink(Protocol):
 
     async def close(self, *, complete: bool) -> None:
         """End it. ``complete`` is false where the run did not reach the end of its input.
+
+        Raises:
+            StorageError: What was written could not be made final.
+        """
+        ...
+
+
+class Output(Protocol):
+    """Where settled records go as commits. One task at a time calls it."""
+
+    async def write(self, commit: Commit) -> None:
+        """Take a commit, and return when it would survive the end of this process. To be slow is backpressure.
+
+        Raises:
+            StorageError: It could not be written; the run ends.
+        """
+        ...
+
+    async def close(self, *, complete: bool) -> None:
+        """End it. ``complete`` is false where the run did not reach the end of what it was asked for.
 
         Raises:
             StorageError: What was written could not be made final.

@@ -22,6 +22,7 @@ LAYERS: dict[str, int] = {
     "item": 1,
     "events": 1,
     "protocols": 1,
+    "commit": 1,
     "counters": 1,
     # 2 parts
     "channel": 2,
@@ -40,6 +41,11 @@ LAYERS: dict[str, int] = {
     # 6 front
     "pipeline": 6,
     "loader": 6,
+    "fingerprint": 6,
+    "feeding": 6,
+    "retries": 6,
+    "status": 6,
+    "chaos": 6,
     "options": 6,
     "ends": 6,
     "output": 6,
@@ -64,7 +70,7 @@ DOORS = {
     "tqdm": {"report.progress"},
     "uvloop": {"entry"},
     "aiostream": {"adapters.streams"},
-    "orjson": {"adapters.jsonl"},
+    "orjson": {"adapters.jsonl", "ledger", "retries"},
 }
 
 
@@ -235,4 +241,4 @@ def test_every_error_is_public_and_has_an_exit_code() -> None:
     for name in errors.__all__:
         kind = getattr(errors, name)
         assert getattr(stageflow, name) is kind
-        assert kind.exit_code in (1, 2, 3, 4, 5)
+        assert kind.exit_code in (1, 2, 3, 4, 5, 6, 7)

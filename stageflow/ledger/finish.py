@@ -1,0 +1,295 @@
+"""From a whole run to finished files, in steps that can be done again after a kill at any moment.
+
+::
+
+    final line written      the ledger says that the run is complete, and what the files will be; synced
+    letters compacted       OUT.dead.jsonl holds only the records that are still dead (a copy, renamed over it)
+    output renamed          OUT.partial gets its name; or, out of order, a sorted copy does, and
+    partial removed         OUT.partial is removed
+
+At no moment does OUT hold less than everything. Which steps are done can be told from what is there: the size of the
+dead letters, and whether OUT and OUT.partial exist. A later epoch takes OUT back under its partial name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from stageflow.errors import StateMismatch, StorageError
+from stageflow.ledger.disk import READ_BYTES, Disk, read_exactly, read_lines, write_all
+from stageflow.ledger.format import Fields
+from stageflow.ledger.names import Names
+from stageflow.ledger.order import OrderIndex
+from stageflow.ledger.recovery import Lines
+from stageflow.ledger.state import State
+
+__all__ = ["Files", "Stopped", "final_line", "finish", "needs_rewriting", "take_back"]
+
+_REPLACED: Final = 2**63
+"""The ordinal, above all others, of lines that later ones took the place of."""
+
+
+class Stopped(Exception):
+    """Finishing was asked to end early; it goes on where it was when the run is started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What finishing works on: descriptors, and ``stopped``, which is asked now and then whether to end early."""
+
+    disk: Disk
+    names: Names
+    ledger: int
+    results: int
+    letters: int | None
+    stopped: Callable[[], bool] = lambda: False
+
+
+def needs_rewriting(state: State, order: str) -> bool:
+    """Whether the file of results must be copied: it is out of order, or holds lines that others took the place of."""
+    return state.holds_replaced or (order == "input" and not state.ascending)
+
+
+def final_line(files: Files, state: State, *, order: str, ended: bool) -> Fields:
+    """The line that says a run is complete. It takes one reading of each file that will be copied."""
+    rewritten = needs_rewriting(state, order)
+    size = state.results_end
+    if state.holds_replaced:
+        index = _index(files, state)
+        size = sum(length for ordinal, _, length in index.in_order() if ordinal != _REPLACED)
+        index.close()
+    return {
+        "t": "f",
+        "o": state.results_end,
+        "x": state.letters_end,
+        "z": size,
+        "y": sum(map(len, _open_letters(files, state))) if any(state.settled_letters) else state.letters_end,
+        "rewritten": rewritten,
+        "ended": ended,
+        "n": [state.totals.written, state.totals.dropped, state.totals.dead],
+    }
+
+
+def finish(files: Files, state: State) -> None:
+    """Do what is not yet done of the steps after the final line.
+
+    Raises:
+        Stopped: It was asked to end.
+        StateMismatch: The files are not what they were when the run was complete.
+        StorageError: They can't be written.
+    """
+    assert state.final is not None, "finished before it was complete"
+    _refuse_changed(files, _final(state))
+    try:
+        _compact(files, state)
+        _publish(files, state)
+        for directory in files.names.directories:
+            files.disk.sync_directory(directory)
+    except OSError as error:
+        raise StorageError(f"cannot write {files.names.shown}: {error.strerror}; nothing is lost") from error
+
+
+def _refuse_changed(files: Files, final: Fields) -> None:
+    """Refuse, before anything is done, files of another size than the ones that the final line speaks of."""
+    names, disk = files.names, files.disk
+    letters = disk.size(files.letters) if files.letters is not None else 0
+    if letters not in (final["x"], final["y"]):
+        raise _changed(names.shown_letters, letters, final["y"])
+    # Where the copy has its name already, the descriptor is the file it was made from.
+    named, copied = disk.exists(names.output), disk.exists(names.partial)
+    shown, expected = (names.shown, final["z"]) if named and not copied else (f"{names.shown}.partial", final["o"])
+    if (size := disk.size(files.results)) != expected:
+        raise _changed(shown, size, expected)
+
+
+def take_back(disk: Disk, names: Names) -> None:
+    """Let a new epoch go on with a finished file: it gets its partial name again."""
+    if disk.exists(names.output) and not disk.exists(names.partial):
+        disk.rename(names.output, names.partial)
+        disk.sync_directory(names.directory)
+        disk.reached("output taken back")
+
+
+# Dead letters
+
+
+def _compact(files: Files, state: State) -> None:
+    final, names, disk = _final(state), files.names, files.disk
+    if files.letters is None or names.letters is None or disk.size(files.letters) == final["y"] != 0:
+        return
+    if final["y"]:
+        with _Copy(disk, names.letters, 0o600) as copy:
+            for line in _open_letters(files, state):
+                copy.write(line)
+    else:
+        disk.remove(names.letters)
+    disk.reached("letters compacted")
+
+
+def _open_letters(files: Files, state: State) -> Iterator[bytes]:
+    """The lines of the dead letters that were not tried again since."""
+    assert files.letters is not None, "letters without a file"
+    for settled, line in zip(
+        state.settled_letters, read_lines(files.disk, files.letters, 0, state.letters_end), strict=True
+    ):
+        if not settled:
+            yield line
+
+
+# Results
+
+
+def _publish(files: Files, state: State) -> None:
+    final, names, disk = _final(state), files.names, files.disk
+    if disk.exists(names.output):
+        _remove_partial(files, final)
+        return
+    if not final["rewritten"]:
+        disk.rename(names.partial, names.output)
+        disk.reached("output renamed")
+        return
+    index = _index(files, state)
+    try:
+        with _Copy(disk, names.output, disk.mode(files.results)) as copy:
+            for start, end in _pieces(index):
+                if files.stopped():
+                    raise Stopped
+                copy.write(read_exactly(disk, files.results, start, end))
+            disk.reached("output sorted")
+    finally:
+        index.close()
+    disk.reached("output renamed")
+    _remove_partial(files, final)
+
+
+def _remove_partial(files: Files, final: Fields) -> None:
+    """Remove what a copy in the right order was made of, once the copy is there for good."""
+    names, disk = files.names, files.disk
+    if not disk.exists(names.partial):
+        return
+    copy = disk.open(names.output, write=False)
+    try:
+        size = disk.size(copy)
+    finally:
+        disk.close(copy)
+    if size != final["z"]:
+        raise _changed(names.shown, size, final["z"])
+    disk.sync_directory(names.directory)
+    disk.remove(names.partial)
+    disk.reached("partial removed")
+
+
+def _final(state: State) -> Fields:
+    assert state.final is not None, "finished before it was complete"
+    return state.final
+
+
+def _changed(shown: str, size: int, expected: int) -> StateMismatch:
+    return StateMismatch(
+        f"{shown} is not what it was when the run was complete ({size:,} bytes, its ledger says {expected:,})",
+        hint="restore it from a copy, or start anew with --fresh",
+    )
+
+
+# Where the lines of each record stand
+
+
+def _index(files: Files, state: State) -> OrderIndex:
+    """The pieces of the file of results, in the order in which they stand there.
+
+    The file begins with what an earlier epoch left in the order of the input, if one did; then come the commits since.
+    """
+    disk, replaced, sorted_commits = files.disk, state.replaced, state.sorted_commits
+    lengths = map(len, read_lines(disk, files.results, 0, state.results_end))
+    index = OrderIndex(disk.scratch(files.names.directory))
+    if sorted_commits:
+        before = OrderIndex(disk.scratch(files.names.directory))
+        for commit, ordinal, count in _written(files, 0, sorted_commits):
+            if not any(commit < later < sorted_commits for later in replaced.get(ordinal, ())):
+                before.add(ordinal, count)
+        for ordinal, _, count in before.in_order():
+            gone = any(later >= sorted_commits for later in replaced.get(ordinal, ()))
+            index.add(_REPLACED if gone else ordinal, sum(islice(lengths, count)))
+        before.close()
+    for commit, ordinal, count in _written(files, sorted_commits, state.commits):
+        gone = any(later > commit for later in replaced.get(ordinal, ()))
+        index.add(_REPLACED if gone else ordinal, sum(islice(lengths, count)))
+    assert index.size == state.results_end, "the lines of all records are the whole file"
+    return index
+
+
+def _written(files: Files, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """For each commit from ``first`` to before ``end``: its number, and each ordinal that wrote, and how many lines."""
+    commit = 0
+    for fields in Lines(files.disk, files.ledger):
+        if fields["t"] == "c":
+            if first <= commit < end:
+                counts = fields.get("m") or {}
+                for ordinal in fields["k"]:
+                    count = counts.get(str(ordinal), 1)
+                    if count:
+                        yield commit, ordinal, count
+            commit += 1
+
+
+def _pieces(index: OrderIndex) -> Iterator[tuple[int, int]]:
+    """Start and end of what is to be copied, one after another: joined where they touch, cut where they are long."""
+    start = end = 0
+    for ordinal, offset, length in index.in_order():
+        if ordinal == _REPLACED:
+            break
+        if offset != end or end - start >= READ_BYTES:
+            yield from _cut(start, end)
+            start = offset
+        end = offset + length
+    yield from _cut(start, end)
+
+
+def _cut(start: int, end: int) -> Iterable[tuple[int, int]]:
+    return ((at, min(at + READ_BYTES, end)) for at in range(start, end, READ_BYTES))
+
+
+class _Copy:
+    """A file that gets its name when it is whole and durable, and leaves nothing otherwise."""
+
+    def __init__(self, disk: Disk, path: str, mode: int) -> None:
+        self._disk = disk
+        self._path = path
+        self._draft = f"{path}.{secrets.token_hex(8)}.tmp"
+        self._mode = mode
+        self._buffer: list[bytes] = []
+        self._buffered = 0
+
+    def __enter__(self) -> _Copy:
+        directory, name = os.path.split(self._path)
+        draft = re.compile(re.escape(name) + r"\.[0-9a-f]{16}\.tmp")
+        for left in filter(draft.fullmatch, self._disk.list(directory)):  # by a run that was killed
+            self._disk.remove(os.path.join(directory, left))
+        self._descriptor = self._disk.create(self._draft, self._mode)
+        return self
+
+    def write(self, data: bytes) -> None:
+        self._buffer.append(data)
+        self._buffered += len(data)
+        if self._buffered >= READ_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        write_all(self._disk, self._descriptor, b"".join(self._buffer))
+        self._buffer, self._buffered = [], 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._disk.sync(self._descriptor)
+                self._disk.rename(self._draft, self._path)
+        finally:
+            self._disk.close(self._descriptor)
+            self._disk.remove(self._draft)

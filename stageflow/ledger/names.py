@@ -1,0 +1,51 @@
+"""The names of a run's files."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+
+from stageflow.ledger.disk import Disk
+
+__all__ = ["Names"]
+
+
+class Names:
+    """Where the files of a run stand, and what messages call them.
+
+    Args:
+        path: The output as the user calls it. A symbolic link is followed once, and stays a link.
+        dead: The file of dead letters, if they are kept in one.
+    """
+
+    def __init__(self, path: str, dead: str | None) -> None:
+        self.shown = path
+        self.output = os.path.realpath(path)
+        self.partial = self.output + ".partial"
+        self.ledger = self.output + ".ledger"
+        self.letters = os.path.realpath(dead) if dead is not None else None
+        self.shown_letters = dead or ""
+        self.directory = os.path.dirname(self.output)
+        self.letters_directory = os.path.dirname(self.letters) if self.letters is not None else None
+
+    @property
+    def directories(self) -> list[str]:
+        """The folders that hold the files, each once."""
+        return list(dict.fromkeys(path for path in (self.directory, self.letters_directory) if path is not None))
+
+    def present(self, disk: Disk) -> list[tuple[str, str]]:
+        """The data files that exist, as (path, what messages call it)."""
+        known = [(self.output, self.shown), (self.partial, f"{self.shown}.partial")]
+        if self.letters is not None:
+            known.append((self.letters, self.shown_letters))
+        return [(path, shown) for path, shown in known if disk.exists(path)]
+
+    def set_aside(self, disk: Disk) -> None:
+        """Give every file that exists another name: ``out.jsonl.1``, ``out.jsonl.ledger.1``, one number for all."""
+        paths = [path for path, _ in self.present(disk)]
+        paths += [self.ledger] if disk.exists(self.ledger) else []
+        free = next(number for number in count(1) if not any(disk.exists(f"{path}.{number}") for path in paths))
+        for path in paths:
+            disk.rename(path, f"{path}.{free}")
+        for directory in self.directories:
+            disk.sync_directory(directory)

@@ -1,0 +1,384 @@
+"""How a run begins: the lock, what is left of earlier runs, what may not go on, and the next epoch.
+
+Whatever is refused here is refused before anything was changed, and every file that was opened is closed again: a
+descriptor that leaked would keep the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Final
+
+from stageflow.commit import LetterPlace, OpenRequest, Resumption
+from stageflow.errors import OutputLocked, RequestError, StateMismatch, StorageError
+from stageflow.ledger.disk import Disk, read_exactly, read_lines
+from stageflow.ledger.finish import Files, finish, take_back
+from stageflow.ledger.format import VERSION, Fields, stands_alone
+from stageflow.ledger.mounts import weak_mount
+from stageflow.ledger.names import Names
+from stageflow.ledger.recovery import Recovered, read_state
+from stageflow.ledger.state import State
+from stageflow.ledger.store import Store, now
+
+__all__ = ["open_store", "read_letter"]
+
+_FRESH: Final = "or start anew with --fresh, which keeps the old files under other names"
+_HEADER_BYTES: Final = 1 << 16
+_HEX_DIGITS: Final = 8
+_BEGINNING: Final = b' {"t":"h"'
+
+
+def open_store(disk: Disk, names: Names, request: OpenRequest) -> tuple[Store | None, Resumption]:
+    """Begin a run, or go on with one.
+
+    Returns:
+        The store to write to, and what earlier runs have done. No store where there is nothing to do.
+
+    Raises:
+        RequestError: Something stands in the way, or can't be written to.
+        OutputLocked: Another run writes to it.
+        StateMismatch: What is there is damaged, or belongs to another input or job.
+        StorageError: It can't be read or written.
+    """
+    _refuse_unwritable(disk, names)
+    store: Store | None
+    with ExitStack() as opened:
+        try:
+            ledger = _open_ledger(disk, names, opened, request)
+            if ledger is None:
+                store, resumption = _begin(disk, names, opened, request)
+            else:
+                store, resumption = _resume(disk, names, ledger, opened, request)
+        except OSError as error:
+            raise StorageError(f"cannot open {names.shown}: {error.strerror}") from error
+        if store is not None:
+            opened.pop_all()  # from here on they are the store's to close
+    if weak := weak_mount(names.directory):
+        resumption.notes.append(f"{names.shown} is on {weak}, where locks and safety against loss of power are weaker")
+    return store, resumption
+
+
+def _refuse_unwritable(disk: Disk, names: Names) -> None:
+    for directory in names.directories:
+        try:
+            disk.try_directory(directory)
+        except OSError as error:
+            path = names.shown if directory == names.directory else names.shown_letters
+            raise RequestError(
+                f"cannot write to {os.path.dirname(path) or '.'}: {error.strerror}", hint="choose another folder"
+            ) from error
+    if os.path.isdir(names.output):
+        raise RequestError(f"cannot write to {names.shown}: {os.strerror(errno.EISDIR)}", hint="give a file name")
+
+
+def _open_ledger(disk: Disk, names: Names, opened: ExitStack, request: OpenRequest) -> int | None:
+    """The ledger that is there, locked; ``None`` where a run begins."""
+    if not disk.exists(names.ledger):
+        if present := names.present(disk):
+            if not request.fresh:
+                _, shown = present[0]
+                raise RequestError(
+                    f"{shown} exists and was not written by stageflow, or its ledger is gone",
+                    hint=f"choose another name, restore {names.shown}.ledger, {_FRESH}",
+                )
+            names.set_aside(disk)
+        return None
+    with ExitStack() as looking:
+        ledger = disk.open(names.ledger)
+        looking.callback(disk.close, ledger)
+        if not disk.lock(ledger):
+            header = _header(disk, ledger) or {}
+            who = f"pid {header.get('pid', '?')} on {header.get('host', '?')} since {header.get('at', '?')}"
+            raise OutputLocked(f"{names.shown} is being written by {who}", hint="wait for it, or choose another output")
+        if not disk.is_at(ledger, names.ledger):
+            raise OutputLocked(f"{names.shown} was being written until just now", hint="run the same command again")
+        if request.fresh:
+            names.set_aside(disk)
+            return None
+        opened.push(looking.pop_all())
+    return ledger
+
+
+def _header(disk: Disk, ledger: int) -> Fields | None:
+    """The newest header of a ledger, as far as it can be told without checking anything else."""
+    found = None
+    for line in read_lines(disk, ledger):
+        if b'"t":"h"' in line[:_HEADER_BYTES] and (fields := stands_alone(line.rstrip(b"\n"))) is not None:
+            found = fields
+    return found
+
+
+# A run that begins
+
+
+def _begin(disk: Disk, names: Names, opened: ExitStack, request: OpenRequest) -> tuple[Store, Resumption]:
+    try:
+        ledger = disk.create(names.ledger)
+    except FileExistsError:
+        raise OutputLocked(
+            f"{names.shown} is being written by a run that began just now", hint="choose another output"
+        ) from None
+    opened.callback(disk.close, ledger)
+    if not disk.lock(ledger):
+        raise OutputLocked(f"{names.shown} is being written by a run that began just now", hint="choose another output")
+    return _first_epoch(disk, names, ledger, opened, request)
+
+
+def _first_epoch(
+    disk: Disk, names: Names, ledger: int, opened: ExitStack, request: OpenRequest
+) -> tuple[Store, Resumption]:
+    for directory in names.directories:
+        disk.sync_directory(directory)  # the ledger has its name before any data has one
+    results = disk.create(names.partial, 0o666)
+    opened.callback(disk.close, results)
+    found = Recovered(State(), 0, 0)
+    store = Store(disk, names, ledger=ledger, results=results, letters=None, found=found)
+    run = uuid.uuid4().hex[:12]
+    store.begin(_header_fields(names, request, run, 1))
+    store.sync()
+    return store, Resumption(run=run)
+
+
+def _header_fields(names: Names, request: OpenRequest, run: str, epoch: int) -> Fields:
+    return {
+        "t": "h",
+        "v": VERSION,
+        "run": run,
+        "epoch": epoch,
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "at": now(),
+        "dead": names.letters,
+        "opts": {"order": request.order},
+        "input": asdict(request.input) if request.input is not None else None,
+        "job": asdict(request.job),
+    }
+
+
+# A run that goes on
+
+
+def _resume(
+    disk: Disk, names: Names, ledger: int, opened: ExitStack, request: OpenRequest
+) -> tuple[Store | None, Resumption]:
+    data = opened.enter_context(ExitStack())
+    results, letters = _open_data(disk, names, data)
+    found = read_state(disk, names, ledger, results, letters)
+    state = found.state
+    if state.header is None:
+        _refuse_foreign(disk, names, ledger, results, letters)
+        disk.truncate(ledger, 0)
+        data.close()
+        disk.remove(names.partial)
+        return _first_epoch(disk, names, ledger, opened, request)
+    _refuse_stray_output(disk, names, state)
+    resumption = Resumption(run=state.run, epoch=state.epoch, done=state.done, totals=state.totals)
+    changes = _compare(names, state, request, resumption)
+    retries = _letters_to_retry(state) if request.retry_failed else []
+    if state.final is not None:
+        disk.sync(ledger)  # the run that wrote the final line may have been killed before it did
+        finish(_files(disk, names, ledger, results, letters), state)
+        if not retries and _nothing_left(state, request):
+            resumption.complete = True
+            return None, resumption
+        data.close()  # they may be other files now
+        results, letters = _open_data(disk, names, data)
+    resumption.notes += _what_was_left(state, found)
+    store = _next_epoch(disk, names, ledger, results, letters, found, request)
+    if results is None:
+        opened.callback(disk.close, store.results)
+    if changes:
+        store.write_line({"t": "e", "text": "accepted: job changed: " + ", ".join(changes)})
+    if retries:
+        pending = list(store.state.pending_retries())
+        numbers = pending or list(store.state.open_letters())
+        if not pending:
+            store.retry(numbers)
+        resumption.letters = _places(disk, store, numbers)
+    store.sync()
+    resumption.epoch, resumption.start = store.state.epoch, store.state.start()
+    return store, resumption
+
+
+def _open_data(disk: Disk, names: Names, opened: ExitStack) -> tuple[int | None, int | None]:
+    descriptors: list[int | None] = []
+    results = names.partial if disk.exists(names.partial) else names.output
+    for path in (results, names.letters):
+        descriptor = disk.open(path) if path is not None and disk.exists(path) else None
+        if descriptor is not None:
+            opened.callback(disk.close, descriptor)
+        descriptors.append(descriptor)
+    return descriptors[0], descriptors[1]
+
+
+def _files(disk: Disk, names: Names, ledger: int, results: int | None, letters: int | None) -> Files:
+    if results is None:
+        raise StateMismatch(
+            f"{names.shown} is gone, though its ledger says that the run is complete",
+            hint=f"restore it from a copy, {_FRESH}",
+        )
+    return Files(disk, names, ledger, results, letters)
+
+
+def _refuse_foreign(disk: Disk, names: Names, ledger: int, results: int | None, letters: int | None) -> None:
+    """Refuse what is no ledger. One that has no header yet is of a run that ended as it began, with nothing written."""
+    head = disk.read(ledger, _HEADER_BYTES, 0)
+    begun = _is_header(head) or _is_no_text(head)
+    if disk.exists(names.output) or letters is not None or not begun:
+        raise StateMismatch(f"{names.shown}.ledger is not a ledger", hint=f"choose another output, {_FRESH}")
+    if results is not None and disk.size(results):
+        # Nothing is written before the header is durable: so it was there once.
+        raise StateMismatch(
+            "ledger damaged at byte 0 (before results were written)",
+            hint=f"restore {names.shown}.ledger from a copy, {_FRESH}",
+        )
+
+
+def _is_header(head: bytes) -> bool:
+    """Whether it begins as a header, as far as it goes."""
+    crc, start = head[:_HEX_DIGITS], head[_HEX_DIGITS:]
+    return not crc.strip(b"0123456789abcdef") and start[: len(_BEGINNING)] == _BEGINNING[: len(start)]
+
+
+def _is_no_text(head: bytes) -> bool:
+    """Whether it may be what a loss of power leaves of a header: zeros, or anything."""
+    try:
+        return "\0" in head.decode()
+    except UnicodeDecodeError:
+        return True
+
+
+def _refuse_stray_output(disk: Disk, names: Names, state: State) -> None:
+    """Refuse a finished file where, by the ledger, there can't be one yet."""
+    taken_back_next = state.base is not None and state.beginning
+    if state.final is None and disk.exists(names.output) and not taken_back_next:
+        raise StateMismatch(
+            f"{names.shown} exists, though its ledger says that the run is not complete",
+            hint=f"move it away, {_FRESH}",
+        )
+
+
+def _compare(names: Names, state: State, request: OpenRequest, resumption: Resumption) -> list[str]:
+    """Refuse another input and another job.
+
+    Returns:
+        What changed about the job, where that was accepted.
+    """
+    before, given = state.input(), request.input
+    if before is None or given is None:
+        raise RequestError(
+            f"{names.shown} exists, and its input can't be read again to go on with it",
+            hint=f"choose another output, {_FRESH}",
+        )
+    if not given.same_file(before):
+        if (lines := request.first_difference(state.marks)) is not None:
+            raise StateMismatch(
+                f"input changed since the last run (first difference in lines {lines[0]}-{lines[1]})",
+                hint=f"restore it, choose another output, {_FRESH}",
+            )
+        if given.size != before.size and given.codec == before.codec == "plain":
+            was, lines_now = _count_lines(given.path, before.size), _count_lines(given.path, given.size)
+            resumption.notes.append(f"input grew from {was:,} to {lines_now:,} lines")
+    changes = request.job_changes(state.job(), request.job)
+    if changes and not (request.accept_job_change or request.retry_failed):
+        raise StateMismatch(
+            f"job changed: {', '.join(changes)}",
+            hint="go on all the same with --accept-job-change, or start anew with --fresh",
+        )
+    return changes
+
+
+def _count_lines(path: str, end: int) -> int:
+    """Lines in the first ``end`` bytes of a file; the last one need not have an end."""
+    lines, last = 0, b"\n"
+    with open(path, "rb") as file:
+        while end > 0 and (block := file.read(min(end, 1 << 20))):
+            lines, last, end = lines + block.count(b"\n"), block[-1:], end - len(block)
+    return lines + (last != b"\n")
+
+
+def _nothing_left(state: State, request: OpenRequest) -> bool:
+    assert state.final is not None, "asked of a run that is not complete"
+    if request.limit is not None and state.totals.settled >= request.limit:
+        return True
+    read = state.marks[-1].bytes if state.marks else 0
+    before, given = state.input(), request.input
+    assert before is not None, "asked without an input"
+    assert given is not None, "asked without an input"
+    return bool(state.final["ended"]) and (given.same_file(before) or given.codec != "plain" or given.size == read)
+
+
+def _letters_to_retry(state: State) -> list[int]:
+    return list(state.pending_retries()) or list(state.open_letters())
+
+
+def _what_was_left(state: State, found: Recovered) -> list[str]:
+    """What to tell of a run that did not end in good order."""
+    if state.clean or state.final is not None:
+        return []
+    notes = [
+        f"the previous run ended without shutdown at {state.totals.settled:,} records; "
+        f"its peak memory was {state.peak_memory >> 20:,} MiB"
+    ]
+    if cut := found.results_cut + found.letters_cut:
+        notes.append(f"{cut:,} bytes that it had half written are cut off")
+    return notes
+
+
+def _next_epoch(
+    disk: Disk,
+    names: Names,
+    ledger: int,
+    results: int | None,
+    letters: int | None,
+    found: Recovered,
+    request: OpenRequest,
+) -> Store:
+    """Cut the files back to what counts, and begin."""
+    state = found.state
+    results_end = state.final["z"] if state.final is not None else state.results_end
+    letters_end = state.final["y"] if state.final is not None else state.letters_end
+    if results is not None and disk.size(results) > results_end:
+        disk.truncate(results, results_end)
+        disk.sync(results)
+    disk.reached("results cut")
+    if letters is not None and disk.size(letters) > letters_end:
+        disk.truncate(letters, letters_end)
+        disk.sync(letters)
+    if disk.size(ledger) > found.end:
+        disk.truncate(ledger, found.end)
+    disk.sync(ledger)
+    disk.reached("ledger cut")
+    if results is None:
+        results = disk.create(names.partial, 0o666)
+    store = Store(disk, names, ledger=ledger, results=results, letters=letters, found=found)
+    store.begin(_header_fields(names, request, state.run, state.epoch + 1))
+    disk.reached("epoch begun")
+    take_back(disk, names)
+    return store
+
+
+# Dead letters to try again
+
+
+def _places(disk: Disk, store: Store, numbers: Sequence[int]) -> list[LetterPlace]:
+    """Where the letters stand, by ordinal."""
+    assert store.letters is not None, "letters without a file"
+    wanted, places, offset = set(numbers), [], 0
+    for number, line in enumerate(read_lines(disk, store.letters, 0, store.state.letters_end)):
+        if number in wanted:
+            places.append(LetterPlace(number, store.state.letters[number], offset, len(line)))
+        offset += len(line)
+    return sorted(places, key=lambda place: (place.ordinal, place.number))
+
+
+def read_letter(store: Store, place: LetterPlace) -> bytes:
+    """The line of a dead letter."""
+    assert store.letters is not None, "letters without a file"
+    return read_exactly(store.disk, store.letters, place.offset, place.offset + place.length)
