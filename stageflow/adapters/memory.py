@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, S
 from itertools import islice
 from typing import Any
 
+from stageflow.commit import InputMark
 from stageflow.errors import StorageError
 from stageflow.protocols import Entry
 
@@ -47,8 +48,23 @@ class IterableSource:
         """How many there are, if they can be counted."""
         return len(self._records) if isinstance(self._records, Sized) else None
 
-    async def read(self) -> AsyncGenerator[Iterable[Entry], None]:
+    def identity(self) -> None:
+        """None: a later run can't find these values."""
+
+    def take_marks(self) -> list[InputMark]:
+        """None: reading can't begin in the middle."""
+        return []
+
+    def first_difference(self, marks: Sequence[InputMark]) -> None:
+        """None: there are no marks to compare."""
+
+    def changed(self) -> bool:
+        """False: nobody can tell."""
+        return False
+
+    async def read(self, start: InputMark | None = None) -> AsyncGenerator[Iterable[Entry], None]:
         """Yield one lazy portion of all values, or from an async iterable one value at a time."""
+        assert start is None, "there is no identity, so there are no marks"
         if not isinstance(self._records, AsyncIterable):
             yield enumerate(self._records)
             return

@@ -1,4 +1,4 @@
-"""Writing JSON lines: names, refusals, durability, order, and outputs that are no files."""
+"""Writing JSON lines: dead letters to a file of their own, and outputs that are no files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import io
 import os
 import resource
 import stat
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from stageflow.adapters.jsonl import BrokenOutput, JsonlSink, JsonlSource
 from stageflow.adapters.jsonl import files as files_module
@@ -36,16 +33,12 @@ def content(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def appear() -> None:
-    Path("out.jsonl").write_bytes(b"somebody else's")
-
-
-def sink(path: str = "out.jsonl", order: Any = "completion", **options: Any) -> JsonlSink:
-    return JsonlSink(path, order=order, **options)
+def sink(path: str, **options: Any) -> JsonlSink:
+    return JsonlSink(path, **options)
 
 
 def dead(path: str = "dead.jsonl", **options: Any) -> JsonlSink:
-    return JsonlSink(path, order="completion", mode=0o600, lenient=True, partial=False, **options)
+    return JsonlSink(path, mode=0o600, lenient=True, **options)
 
 
 async def write(sink: JsonlSink, indices: Iterable[int], batch: int = 3) -> None:
@@ -63,7 +56,7 @@ def finish(sink: JsonlSink, indices: Iterable[int] = (), *, complete: bool = Tru
     asyncio.run(all_of_it())
 
 
-def indices(path: str = "out.jsonl") -> list[int]:
+def indices(path: str) -> list[int]:
     async def read() -> list[int]:
         return [record["i"] async for portion in JsonlSource(path).read() for _, record in portion]
 
@@ -73,79 +66,51 @@ def indices(path: str = "out.jsonl") -> list[int]:
 # Names
 
 
-def test_a_complete_run_leaves_the_output_alone_under_its_name() -> None:
-    finish(sink(), [2, 0, 1])
-    assert names() == ["out.jsonl"]
-    assert indices() == [2, 0, 1]
-
-
-def test_an_interrupted_run_leaves_the_partial_file() -> None:
-    finish(sink(order="input"), [2, 0, 1], complete=False)
-    assert names() == ["out.jsonl.partial"]
-    assert indices("out.jsonl.partial") == [2, 0, 1]
-
-
-def test_a_complete_run_without_a_record_leaves_an_empty_file() -> None:
-    finish(sink(order="input"))
-    assert Path("out.jsonl").read_bytes() == b""
-
-
 def test_every_batch_is_in_the_file_at_once() -> None:
     async def scenario() -> None:
-        output = sink(order="input")
+        output = dead()
         output.open()
-        assert names() == ["out.jsonl.partial"]
         await output.write([(5, b"five\n"), (0, b"zero\n")])
-        assert content("out.jsonl.partial") == b"five\nzero\n"
+        assert content("dead.jsonl") == b"five\nzero\n"
         await output.write([])
         await output.close(complete=True)
         await output.close(complete=True)
 
     asyncio.run(scenario())
-    assert Path("out.jsonl").read_bytes() == b"zero\nfive\n"
+    assert content("dead.jsonl") == b"five\nzero\n"
 
 
-@pytest.mark.parametrize(
-    ("existing", "message"),
-    [
-        ("out.jsonl", "out.jsonl exists"),
-        ("out.jsonl.partial", "out.jsonl.partial exists, from an interrupted run"),
-    ],
-)
-def test_what_exists_is_not_touched(existing: str, message: str) -> None:
-    Path(existing).write_bytes(b"old")
+def test_what_exists_is_not_touched() -> None:
+    Path("dead.jsonl").write_bytes(b"old")
     with pytest.raises(RequestError) as caught:
-        sink().open()
-    assert str(caught.value) == message
-    assert caught.value.hint == "choose another -o, or pass --fresh to keep it under another name"
-    assert names() == [existing]
-    assert Path(existing).read_bytes() == b"old"
+        dead().open()
+    assert str(caught.value) == "dead.jsonl exists"
+    assert caught.value.hint == "choose another --dead, or pass --fresh to keep it under another name"
+    assert (names(), content("dead.jsonl")) == (["dead.jsonl"], b"old")
 
 
 def test_fresh_renames_what_exists_and_deletes_nothing() -> None:
-    for name in ("out.jsonl", "out.jsonl.1", "out.jsonl.partial"):
+    for name in ("dead.jsonl", "dead.jsonl.1"):
         Path(name).write_bytes(name.encode())
-    finish(sink(fresh=True), [1])
-    assert names() == ["out.jsonl", "out.jsonl.1", "out.jsonl.2", "out.jsonl.partial.1"]
-    assert Path("out.jsonl.1").read_bytes() == b"out.jsonl.1"
-    assert Path("out.jsonl.2").read_bytes() == b"out.jsonl"
-    assert Path("out.jsonl.partial.1").read_bytes() == b"out.jsonl.partial"
+    finish(dead(fresh=True), [1])
+    assert names() == ["dead.jsonl", "dead.jsonl.1", "dead.jsonl.2"]
+    assert content("dead.jsonl.1") == b"dead.jsonl.1"
+    assert content("dead.jsonl.2") == b"dead.jsonl"
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("missing/out.jsonl", "cannot write to missing: No such file or directory"),
-        ("file/out.jsonl", "cannot write to file: Not a directory"),
+        ("missing/dead.jsonl", "cannot write to missing: No such file or directory"),
+        ("file/dead.jsonl", "cannot write to file: Not a directory"),
         ("folder", "cannot write to folder: Is a directory"),
-        ("x" * 250, f"cannot write to {'x' * 250}.partial: File name too long"),
     ],
 )
 def test_a_place_that_can_not_be_written_to_is_refused(path: str, message: str) -> None:
     Path("file").write_bytes(b"")
     Path("folder").mkdir()
     with pytest.raises(RequestError) as caught:
-        sink(path).open()
+        dead(path).open()
     assert str(caught.value) == message
     assert names() == ["file", "folder"]
 
@@ -156,57 +121,26 @@ def test_a_directory_without_permission_is_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(files_module.tempfile, "TemporaryFile", refuse)
     with pytest.raises(RequestError, match=r"^cannot write to \.: Permission denied$"):
-        sink().open()
+        dead().open()
 
 
 def test_a_symbolic_link_stays_a_link() -> None:
     Path("disk").mkdir()
-    Path("out.jsonl").symlink_to("disk/real.jsonl")
-    output = sink(order="input")
-    finish(output, [1, 0])
-    assert Path("out.jsonl").is_symlink()
+    Path("dead.jsonl").symlink_to("disk/real.jsonl")
+    finish(dead(), [1, 0])
+    assert Path("dead.jsonl").is_symlink()
     assert os.listdir("disk") == ["real.jsonl"]
-    assert indices("disk/real.jsonl") == [0, 1]
+    assert indices("disk/real.jsonl") == [1, 0]
 
 
 @pytest.mark.parametrize(("mode", "expected"), [(0o666, 0o640), (0o600, 0o600)])
-@pytest.mark.parametrize("indices", [[0, 1], [1, 0]])
-def test_permissions_follow_the_umask_from_the_first_moment(mode: int, expected: int, indices: list[int]) -> None:
+def test_permissions_follow_the_umask_from_the_first_moment(mode: int, expected: int) -> None:
     old = os.umask(0o027)
     try:
-        finish(sink(order="input", mode=mode), indices)
+        finish(JsonlSink("dead.jsonl", mode=mode), [0, 1])
     finally:
         os.umask(old)
-    assert stat.S_IMODE(os.stat("out.jsonl").st_mode) == expected
-
-
-@pytest.mark.parametrize("indices", [[0, 1], [1, 0]])
-def test_an_output_that_appears_during_the_run_is_not_replaced(indices: list[int]) -> None:
-    async def scenario() -> None:
-        output = sink(order="input")
-        output.open()
-        await write(output, indices)
-        appear()
-        with pytest.raises(StorageError) as caught:
-            await output.close(complete=True)
-        assert str(caught.value) == "out.jsonl appeared during the run; the results are in out.jsonl.partial"
-
-    asyncio.run(scenario())
-    assert names() == ["out.jsonl", "out.jsonl.partial"]
-    assert Path("out.jsonl").read_bytes() == b"somebody else's"
-
-
-def test_a_partial_file_that_somebody_else_changed_is_not_published() -> None:
-    async def scenario() -> None:
-        output = sink(order="input")
-        output.open()
-        await write(output, [1, 0])
-        os.truncate("out.jsonl.partial", 5)
-        with pytest.raises(StorageError, match=r"^out\.jsonl\.partial was changed during the run by something else$"):
-            await output.close(complete=True)
-
-    asyncio.run(scenario())
-    assert names() == ["out.jsonl.partial"]
+    assert stat.S_IMODE(os.stat("dead.jsonl").st_mode) == expected
 
 
 # Dead letters
@@ -230,75 +164,6 @@ def test_dead_letters_take_anything() -> None:
     assert dead().encode({"a": {1}}) == b'{"a":"{1}"}\n'
 
 
-# Order
-
-
-@given(
-    st.lists(st.integers(0, 12), max_size=40).flatmap(st.permutations),
-    st.integers(1, 7),
-    st.integers(1, 8),
-    st.integers(1, 5),
-)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_finished_file_is_in_input_order(order: list[int], batch: int, window: int, block_lines: int) -> None:
-    async def scenario() -> None:
-        output = sink("ordered.jsonl", "input", fresh=True)
-        output.open()
-        assert output._index is not None
-        output._index._window, output._index._block_lines = window, block_lines
-        await write(output, order, batch)
-        await output.close(complete=True)
-
-    try:
-        asyncio.run(scenario())
-        lines = Path("ordered.jsonl").read_bytes().splitlines()
-        expected = sorted((index, number) for number, index in enumerate(order))
-        assert lines == [b'{"i":%d,"n":%d}' % pair for pair in expected]
-    finally:
-        for name in names():
-            os.unlink(name)
-
-
-def test_lines_longer_than_a_copy_are_sorted_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_module, "_COPY_BYTES", 10)
-    lines = [(3, b"3" * 25 + b"\n"), (1, b"1\n"), (2, b"2" * 40 + b"\n"), (3, b"4\n"), (0, b"0" * 9 + b"\n")]
-
-    async def scenario() -> None:
-        output = sink(order="input")
-        output.open()
-        await output.write(lines)
-        await output.close(complete=True)
-
-    asyncio.run(scenario())
-    assert Path("out.jsonl").read_bytes() == b"".join(lines[at][1] for at in (4, 1, 2, 0, 3))
-
-
-def test_the_sort_runs_beside_the_loop_and_a_cancellation_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    sorting, go_on = threading.Event(), threading.Event()
-    real = files_module._pieces
-
-    def slow(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        assert threading.current_thread() is not threading.main_thread()
-        sorting.set()
-        go_on.wait(10)
-        yield from real(spans)
-
-    async def scenario() -> None:
-        output = sink(order="input")
-        output.open()
-        await write(output, [1, 0])
-        closing = asyncio.ensure_future(output.close(complete=True))
-        await asyncio.to_thread(sorting.wait, 10)
-        closing.cancel()
-        asyncio.get_running_loop().call_later(0, go_on.set)
-        await asyncio.wait([closing])
-        assert closing.cancelled()
-
-    monkeypatch.setattr(files_module, "_pieces", slow)
-    asyncio.run(scenario())
-    assert (names(), indices("out.jsonl.partial")) == (["out.jsonl.partial"], [1, 0])
-
-
 # Storage that fails
 
 
@@ -315,57 +180,48 @@ def small_files() -> Iterator[None]:
 
 def test_a_write_that_fails_is_undone() -> None:
     async def scenario() -> None:
-        output = sink()
+        output = dead()
         output.open()
         await output.write([(0, b"x" * 899 + b"\n")])
         with small_files(), pytest.raises(StorageError) as caught:
             await output.write([(1, b"y" * 500 + b"\n")])
-        assert str(caught.value) == "cannot write out.jsonl.partial: File too large"
+        assert str(caught.value) == "cannot write dead.jsonl: File too large"
         await output.close(complete=False)
 
     asyncio.run(scenario())
-    assert Path("out.jsonl.partial").read_bytes() == b"x" * 899 + b"\n"
+    assert content("dead.jsonl") == b"x" * 899 + b"\n"
 
 
 def test_short_writes_are_invisible(monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data[:1])))
-        finish(sink(order="input"), [3, 1, 2])
-    assert indices() == [1, 2, 3]
+        finish(dead(), [3, 1, 2])
+    assert indices("dead.jsonl") == [3, 1, 2]
 
 
-def test_a_failing_fsync_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_fsync_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fail)
-        with pytest.raises(StorageError, match=r"^cannot write out\.jsonl\.partial: Input/output error$"):
-            finish(sink(), [1])
-    assert names() == ["out.jsonl.partial"]
+        with pytest.raises(StorageError, match=r"^cannot write dead\.jsonl: Input/output error$"):
+            finish(dead(), [1])
 
 
-def test_the_file_and_its_directory_are_synced_around_the_rename(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_and_its_directory_are_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync = os.fsync
 
     def note_fsync(descriptor: int) -> None:
         done.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         fsync(descriptor)
 
-    def note_rename(source: str, target: str) -> None:
-        done.append("rename")
-        rename(source, target)
-
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", note_fsync)
-        patched.setattr(os, "rename", note_rename)
-        finish(sink(order="input"), [0, 1])
-        assert done == ["file", "rename", "directory"]
-        done.clear()
-        finish(sink("other.jsonl", "input"), [1, 0])
-    assert done == ["file", "file", "rename", "directory"]
+        finish(dead(), [0, 1])
+    assert done == ["file", "directory"]
 
 
 def test_no_space_on_a_device() -> None:
@@ -377,12 +233,10 @@ def test_no_space_on_a_device() -> None:
 
 
 def test_devices_are_written_directly() -> None:
-    output = sink("/dev/null", order="input")
-    assert not output.regular
-    finish(output, [1, 0])
-    assert not os.path.exists("/dev/null.partial")
-    assert sink("-").regular is sink("/dev/stdout").regular is False
-    assert sink().regular
+    finish(sink("/dev/null"), [1, 0])
+    assert names() == []
+    assert not any(map(files_module.is_file_name, ("/dev/null", "-", "/dev/stdout")))
+    assert files_module.is_file_name("out.jsonl")
 
 
 def test_standard_output_is_a_stream_or_a_descriptor() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stageflow.adapters.jsonl import JsonlSource
-from stageflow.adapters.jsonl.decode import has_long_digits
-from stageflow.adapters.jsonl.lines import LineParser
+from stageflow.adapters.jsonl.decode import has_long_digits, repeated_key
+from stageflow.adapters.jsonl.lines import LineParser, wrong_file
 from stageflow.adapters.jsonl.threads import BlockReader
 from stageflow.errors import RequestError, StorageError
 from stageflow.item import BadRecord
@@ -267,7 +268,81 @@ def test_a_tail_of_nul_bytes_is_one_bad_line() -> None:
     assert bad.raw == b"\0" * 64 * 1024
 
 
+# Keys that come twice
+
+PAIRS = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3) | st.sampled_from(['":', ' "a" :', "a\\"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(st.tuples(st.sampled_from(["a", "b", 'c"', "d\\", ""]), inner), max_size=4).map(tuple)
+    ),
+    max_leaves=12,
+)
+
+
+def spelt(value: Any, colon: str) -> str:
+    """JSON in which objects, given as tuples of pairs, may have a key twice."""
+    if isinstance(value, tuple):
+        return "{" + ", ".join(json.dumps(key) + colon + spelt(inner, colon) for key, inner in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(spelt(inner, colon) for inner in value) + "]"
+    return json.dumps(value)
+
+
+def repeated(value: Any) -> bool:
+    if isinstance(value, tuple):
+        keys = [key for key, _ in value]
+        return len(set(keys)) < len(keys) or any(repeated(inner) for _, inner in value)
+    return isinstance(value, list) and any(map(repeated, value))
+
+
+@given(st.lists(PAIRS, min_size=1, max_size=3), st.sampled_from([":", ": ", " :", "\t: ", "\r:"]))
+def test_no_key_that_comes_twice_is_missed_and_none_is_made_up(values: list[Any], colon: str) -> None:
+    line = spelt((("n", values),), colon).encode()
+    parser = LineParser("-", LIMIT, strict=True)
+    ((_, seen),) = [*(parser.feed(line) or ()), *(parser.finish() or ())]
+    assert isinstance(seen, BadRecord) == repeated(values)
+    if isinstance(seen, BadRecord):
+        assert seen.error.message.startswith("duplicate key ")
+        assert seen.raw == line
+    else:
+        assert seen == json.loads(line)
+
+
+def test_a_key_spelt_in_two_ways_comes_twice() -> None:
+    line = rb'{"\u0061":1,"a":2,"x":"%s"}'
+    assert repeated_key(line, orjson.loads(line)) == "a"
+
+
+def test_a_repeated_key_is_warned_of_once_and_only_near_the_beginning(tmp_path: Path) -> None:
+    twice = b'{"a":1,"a":2}\n'
+    source = write(tmp_path / "early", b"{}\n" * 999 + twice * 2)
+    assert len(run(source)) == 1001
+    assert source.warnings == [
+        f'{tmp_path / "early"}:1000: duplicate key "a"; the last value counts, here and in other lines'
+    ]
+    late = write(tmp_path / "late", b"{}\n" * 1000 + twice)
+    assert run(late)[1000] == (1000, {"a": 2})
+    assert late.warnings == []
+    late.check()
+    assert late.warnings == []
+
+
 # What is no JSON lines at all
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "wrong"),
+    [(0, 9, False), (0, 10, True), (5, 5, False), (4, 6, True), (50, 50, False), (1, 1, False)],
+)
+def test_a_file_is_the_wrong_one_when_more_than_half_of_ten_lines_or_more_are_bad(
+    good: int, bad: int, wrong: bool
+) -> None:
+    reason = wrong_file(parse(b"{}\n" * good + b"\n" + b"broken\n" * bad))
+    assert (reason is not None) == wrong
+    if wrong:
+        error = f"line {good + 2}: InvalidJSON: expected a JSON value at column 1"
+        assert reason == f"{bad} of its first {good + bad} lines hold no record; {error}"
 
 
 @pytest.mark.parametrize("text", ['{"a":1}\n', '{"é":"\u4e00"}\n{}'])
@@ -473,7 +548,13 @@ def test_a_cancelled_wait_loses_nothing_and_the_loop_goes_on(tmp_path: Path) -> 
     os.mkfifo(path)
 
     async def scenario() -> list[Seen]:
-        reader = BlockReader(lambda: (os.open(path, os.O_RDONLY), True), 1024)
+        def blocks() -> Generator[bytes]:
+            descriptor = os.open(path, os.O_RDONLY)
+            while block := os.read(descriptor, 1024):
+                yield block
+            os.close(descriptor)
+
+        reader = BlockReader(blocks)
         opening = asyncio.ensure_future(reader.receive())
         writer = await asyncio.to_thread(os.open, path, os.O_WRONLY)
         opening.cancel()
@@ -482,7 +563,8 @@ def test_a_cancelled_wait_loses_nothing_and_the_loop_goes_on(tmp_path: Path) -> 
         os.write(writer, b'{"a":1}\n')
         first = await reader.receive()
         os.close(writer)
-        assert await reader.receive() == b""
+        assert first is not None
+        assert await reader.receive() is None
         reader.stop()
         return parse(first)
 

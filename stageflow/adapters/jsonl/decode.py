@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from math import isinf
 from typing import Any
 
@@ -16,7 +17,7 @@ import orjson
 from stageflow.errors import RecordError
 from stageflow.item import BadRecord
 
-__all__ = ["MAX_NESTING", "MAYBE_DEEP_BYTES", "examined", "has_long_digits", "why_not_json"]
+__all__ = ["MAX_NESTING", "MAYBE_DEEP_BYTES", "examined", "has_long_digits", "repeated_key", "why_not_json"]
 
 MAX_NESTING = 200
 """Deepest nesting accepted, the record itself being level 1. orjson writes 254; a result may add levels of its own."""
@@ -24,6 +25,7 @@ MAX_NESTING = 200
 MAYBE_DEEP_BYTES = 2 * MAX_NESTING
 """A line this short holds too few brackets, opening and closing ones, to be nested deeper."""
 
+_UNNAMED = "..."
 _TOO_DEEP = f"nesting deeper than {MAX_NESTING}"
 
 _BOM = b"\xef\xbb\xbf"
@@ -85,6 +87,45 @@ def _is_deep(record: dict[str, Any]) -> bool:
         if not level:
             return False
     return True
+
+
+def repeated_key(line: bytes, record: dict[str, Any]) -> str | None:
+    """A key that some object in ``line`` has more than once, of which ``record`` has the last; ``None``: there is none.
+
+    Every key has its colon, behind a quote or white space. As many of these as there are keys in ``record``, or as many
+    colons at all: no key was lost. Only lines with more, as of texts that hold JSON, are parsed again.
+    """
+    keys = _count_keys(record)
+    if line.count(b'":') == keys and not (b" :" in line or b"\t:" in line or b"\r:" in line):
+        return None
+    if line.count(b":") == keys:
+        return None
+    if _depth_of_text(line) > MAX_NESTING:
+        return _UNNAMED  # `record` is not as deep, so a value was lost; nothing that recurses may look for its key
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        keys = Counter(key for key, _ in pairs)
+        if len(keys) != len(pairs):
+            found.append(keys.most_common(1)[0][0])
+
+    json.loads(line, object_pairs_hook=look)
+    return found[0] if found else None
+
+
+def _count_keys(record: dict[str, Any]) -> int:
+    # Level by level, as depth is looked for.
+    count = len(record)
+    level: list[Any] = [value for value in record.values() if value.__class__ is dict or value.__class__ is list]
+    while level:
+        below: list[Any] = []
+        for value in level:
+            if type(value) is dict:
+                count += len(value)
+                value = value.values()
+            below += [child for child in value if child.__class__ is dict or child.__class__ is list]
+        level = below
+    return count
 
 
 def why_not_json(line: bytes, error: orjson.JSONDecodeError) -> tuple[str, int | None]:

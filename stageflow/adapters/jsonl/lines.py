@@ -6,6 +6,7 @@ The rules, which follow JSON (RFC 8259) and what an editor calls a line:
   white space to JSON. The last line needs no LF.
 - ``index`` counts physical lines from 0, blank ones included, so ``index + 1`` is the number an editor shows.
 - A byte order mark is dropped at the very start; anywhere else it is an error of its line.
+- A key that comes twice is JSON, and its last value counts; whoever asks for it is told, or refuses such lines.
 - Nothing is read as something else: what orjson would round (integers beyond 64 bits) is parsed exactly, and
   what can't be written again (nesting deeper than the sink's limit) is refused here, by line number.
 """
@@ -13,22 +14,30 @@ The rules, which follow JSON (RFC 8259) and what an editor calls a line:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 import orjson
 
-from stageflow.adapters.jsonl.decode import MAYBE_DEEP_BYTES, examined, has_long_digits, why_not_json
+from stageflow.adapters.jsonl.decode import MAYBE_DEEP_BYTES, examined, has_long_digits, repeated_key, why_not_json
 from stageflow.errors import RecordError, RequestError
 from stageflow.item import BadRecord
 from stageflow.protocols import Entry
 
-__all__ = ["LineParser", "LineSplitter", "Oversized", "Portion", "readable_size"]
+__all__ = ["LineParser", "LineSplitter", "Oversized", "Portion", "readable_size", "wrong_file"]
 
 RAW_KEPT_BYTES = 64 * 1024
 """How much is kept of a line that is too long, or filled with NUL bytes."""
 
+LINES_CHECKED: Final = 1000
+"""At least so many of the first lines are searched for keys that come twice, unless all are."""
+
+FEWEST_JUDGED: Final = 10
+"""So many lines it takes to say that a file is the wrong one."""
+
+_KEY_SHOWN = 60
 _BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 
 
 class Oversized(NamedTuple):
@@ -105,19 +114,38 @@ class LineParser:
     Args:
         path: What the user calls the input, ``-`` being standard input; for hints.
         max_line_bytes: Longest line that is parsed, without its LF.
+        first_index: The index of the first line; more than 0 is the middle of an input, whose encoding is known.
+        strict: Refuse a line with a key that comes twice. Else the first one found in the first
+            :data:`LINES_CHECKED` lines, or some more, is warned of.
+        warn: Told of what is accepted but looks wrong; without it, and not ``strict``, nothing is searched for.
 
     Attributes:
         blank: Lines so far that held nothing but white space; they are skipped.
+        blanks: Their indices, where it was made a list; who takes them empties it.
     """
 
-    def __init__(self, path: str, max_line_bytes: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        max_line_bytes: int,
+        *,
+        first_index: int = 0,
+        strict: bool = False,
+        warn: Callable[[str], object] | None = None,
+    ) -> None:
         self.blank = 0
+        self.blanks: list[int] | None = None
+        self._path = path
         self._shell_path = "" if path == "-" else " " + shlex.quote(path)
         self._limit = max_line_bytes
+        self._strict = strict
+        self._warn = warn
+        self._warned_until = first_index + LINES_CHECKED if warn else 0
         self._splitter = LineSplitter(max_line_bytes)
-        self._start: bytes | None = b""  # the first bytes, until there are enough to tell the encoding
-        self._next_index = 0
-        self._first_seen = False
+        # The first bytes, until there are enough to tell the encoding.
+        self._start: bytes | None = None if first_index else b""
+        self._next_index = first_index
+        self._first_seen = bool(first_index)
         self._lone_array: Entry | None = None
 
     def feed(self, block: bytes) -> Iterator[Entry] | None:
@@ -143,6 +171,10 @@ class LineParser:
             return self._portion(Portion(portion.lines + last.lines, True))
         return self._portion(portion or last)
 
+    def cut_short(self) -> Iterator[Entry] | None:
+        """The entries of lines that ended, but were too short to be looked at; for an input that breaks off there."""
+        return None if self._start is None else self._portion(self._splitter.feed(self._begin()))
+
     def close(self) -> None:
         """The last portion was iterated.
 
@@ -162,6 +194,10 @@ class LineParser:
             raise RequestError(
                 "input looks like UTF-16",
                 hint=f"convert it first: iconv -f UTF-16 -t UTF-8{self._shell_path}",
+            )
+        if start.startswith(_GZIP):
+            raise RequestError(
+                "input looks like gzip", hint="decompress it before: gunzip -c FILE | stageflow run ... -"
             )
         return start.removeprefix(_BOM)
 
@@ -199,6 +235,7 @@ class LineParser:
     def _decode(self, portion: Portion, first_index: int) -> Iterator[Entry]:
         # The hot loop: everything that is rare is told by one comparison each, and looked at elsewhere.
         loads, long_digits = orjson.loads, portion.long_digits
+        look_closer = long_digits or self._strict or first_index < self._warned_until
         for index, line in enumerate(portion.lines, first_index):
             try:
                 record = loads(line)  # type: ignore[arg-type]  # it refuses an Oversized like any other bad line
@@ -206,9 +243,22 @@ class LineParser:
                 if (bad := self._refusal(line, index, error)) is not None:
                     yield index, bad
                 continue
-            if type(record) is not dict or len(line) > MAYBE_DEEP_BYTES or long_digits:
+            if type(record) is not dict or len(line) > MAYBE_DEEP_BYTES or look_closer:
                 record = examined(line, record, index, long_digits=long_digits)  # type: ignore[arg-type]
+                if look_closer and type(record) is dict and (self._strict or index < self._warned_until):
+                    record = self._with_single_keys(line, record, index)  # type: ignore[arg-type]
             yield index, record
+
+    def _with_single_keys(self, line: bytes, record: dict[str, Any], index: int) -> Any:
+        if (key := repeated_key(line, record)) is None:
+            return record
+        if self._strict:
+            return BadRecord(RecordError(f"duplicate key {_quoted(key)}", line=index + 1), line)
+        self._warned_until = 0
+        assert self._warn is not None
+        name = "stdin" if self._path == "-" else self._path
+        self._warn(f"{name}:{index + 1}: duplicate key {_quoted(key)}; the last value counts, here and in other lines")
+        return record
 
     def _refusal(self, line: bytes | Oversized, index: int, error: ValueError) -> BadRecord | None:
         if isinstance(line, Oversized):
@@ -216,11 +266,30 @@ class LineParser:
             return BadRecord(RecordError(message, line=index + 1), line.head)
         if not line.strip(b" \t\r"):
             self.blank += 1
+            if self.blanks is not None:
+                self.blanks.append(index)
             return None
         assert isinstance(error, orjson.JSONDecodeError)
         message, column = why_not_json(line, error)
         raw = line[:RAW_KEPT_BYTES] if b"\0" in line else line
         return BadRecord(RecordError(message, line=index + 1, column=column), raw)
+
+
+def wrong_file(entries: Sequence[Entry]) -> str | None:
+    """Why the first entries of an input say that it is not JSON lines at all; ``None``: it may be.
+
+    More than half of them are bad, out of at least :data:`FEWEST_JUDGED`: of fewer, a broken one says nothing about
+    the next. Blank lines are no entries and do not count.
+    """
+    bad = [value for _, value in entries if isinstance(value, BadRecord)]
+    if len(entries) < FEWEST_JUDGED or 2 * len(bad) <= len(entries):
+        return None
+    error = bad[0].error
+    return f"{len(bad)} of its first {len(entries)} lines hold no record; line {error.line}: {error.message}"
+
+
+def _quoted(key: str) -> str:
+    return orjson.dumps(key[:_KEY_SHOWN]).decode()
 
 
 def readable_size(length: int, *, exact: bool = False) -> str:

@@ -7,12 +7,11 @@ every other kind of thread, the default executor's included, so Ctrl-C would han
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from typing import Generic, TypeVar
 
 __all__ = ["BlockReader", "in_thread"]
 
@@ -59,30 +58,27 @@ async def in_thread(func: Callable[[], T], *, stop: threading.Event | None = Non
         raise
 
 
-class BlockReader:
-    """Reads a file block by block in a daemon thread, at most ``ahead`` blocks ahead of who receives them.
+class BlockReader(Generic[T]):
+    """Takes what a generator yields in a daemon thread, at most ``ahead`` blocks ahead of who receives them.
 
-    The thread starts with the first :meth:`receive`. What it raises, in ``open_file`` or while reading, is raised by
-    :meth:`receive`, after the blocks before it.
+    The thread starts with the first :meth:`receive`; there the generator is made, run and closed. What it raises is
+    raised by :meth:`receive`, after the blocks before it.
 
     Args:
-        open_file: Opens the file and returns its descriptor, and whether it is to be closed in the end. It may
-            block, as the opening of a FIFO does.
-        block_bytes: The most that is read at once; a pipe gives what it has.
+        blocks: Makes the generator. It may block, as the opening of a FIFO does.
         ahead: Blocks that may wait to be received; two let the disk work while the loop decodes.
     """
 
-    def __init__(self, open_file: Callable[[], tuple[int, bool]], block_bytes: int, *, ahead: int = 2) -> None:
-        self._open_file = open_file
-        self._block_bytes = block_bytes
-        self._blocks: deque[bytes | Exception] = deque()
+    def __init__(self, blocks: Callable[[], Generator[T]], *, ahead: int = 2) -> None:
+        self._make = blocks
+        self._blocks: deque[T | Exception | None] = deque()
         self._room = threading.Semaphore(ahead)
         self._arrived = asyncio.Event()
         self._stopped = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def receive(self) -> bytes:
-        """Wait for the next block; ``b""`` at the end. A cancelled wait loses nothing: the block is there next time."""
+    async def receive(self) -> T | None:
+        """Wait for the next block; ``None`` at the end. A cancelled wait loses nothing: it is there next time."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             threading.Thread(target=self._run, name="stageflow-reader", daemon=True).start()
@@ -102,25 +98,22 @@ class BlockReader:
 
     def _run(self) -> None:
         try:
-            descriptor, owned = self._open_file()
-            try:
-                self._pump(descriptor)
-            finally:
-                if owned:
-                    os.close(descriptor)
+            with closing(self._make()) as blocks:
+                self._pump(blocks)
         except Exception as error:  # noqa: BLE001  # handed over, and raised where the next block is awaited
             self._hand_over(error)
 
-    def _pump(self, descriptor: int) -> None:
-        block = b"-"
-        while block:
+    def _pump(self, blocks: Generator[T]) -> None:
+        block: T | None
+        while True:
             self._room.acquire()
             if self._stopped:
                 return
-            block = os.read(descriptor, self._block_bytes)
-            self._hand_over(block)
+            self._hand_over(block := next(blocks, None))
+            if block is None:
+                return
 
-    def _hand_over(self, block: bytes | Exception) -> None:
+    def _hand_over(self, block: T | Exception | None) -> None:
         self._blocks.append(block)
         assert self._loop is not None
         with suppress(RuntimeError):  # the loop was closed: nobody receives any more
