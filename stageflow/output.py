@@ -7,18 +7,23 @@ import concurrent.futures
 import datetime
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
+from math import isfinite
 from typing import Any, Final
 
 from stageflow import contexts
 from stageflow.engine.attempt import MESSAGE_CHARS, message_of
 from stageflow.errors import ContextConflict, RecordError, ResultError
-from stageflow.item import BadRecord, Failure, Item
+from stageflow.item import BadRecord, Failure, Item, Note
 from stageflow.plan import Plan
 from stageflow.policies.redact import redact
 
 __all__ = ["dead_letter", "family", "output_maker", "output_record", "output_records"]
 
 _TRACE_CHARS: Final = 8192
+_DEEPEST: Final = 200
+"""Levels of nesting in a result that is trusted to come back from a file as it went there."""
+_LARGEST_BITS: Final = 4096
+"""Python neither reads nor writes integers of much more."""
 _OURS: Final = (__file__.rpartition("/")[0], concurrent.futures.__file__.rpartition("/")[0])
 """Frames of these folders tell nobody anything: how the handler was reached."""
 
@@ -46,9 +51,8 @@ def _leaves(item: Item, plan: Plan) -> Iterator[Item]:
 
 def _reaches(item: Item, fan_out: str, plan: Plan) -> bool:
     """Whether a fan-out ran for the item: it is of the item's level, and nothing before it ended the item."""
-    makers = tuple(each.maker for each in item.lineage() if each.maker is not None)[::-1]
     cut = any(each.cut is not None and fan_out in each.cut for each in item.lineage())
-    return plan.fan_outs[fan_out] == makers and not cut
+    return plan.fan_outs[fan_out] == item.level() and not cut
 
 
 def family(item: Item) -> Iterator[Item]:
@@ -66,10 +70,7 @@ def output_record(item: Item, plan: Plan) -> dict[str, Any]:
     """
     record = item.record
     output = dict(record) if isinstance(record, Mapping) else {"record": record}
-    results, notes = _results_of(item), item.notes
-    for above in item.lineage():
-        if above is not item:
-            notes = {**(above.notes or {}), **(notes or {})}
+    results, notes = _results_of(item), _notes_of(item)
     if plan.context is not None:
         assert item.contexts is not None, "a settled item of the context style has contexts"
         ends = [item.contexts[name] for name in _ends(item, plan)]
@@ -82,10 +83,7 @@ def output_record(item: Item, plan: Plan) -> dict[str, Any]:
         everything = output | results
         output = {name: everything[name] for name in plan.emitted if name in everything}
     if notes:
-        output["_stageflow"] = {
-            stage: {"outcome": note.outcome, "error": note.error, "attempts": note.attempts}
-            for stage, note in notes.items()
-        }
+        output["_stageflow"] = _written(notes)
     return output
 
 
@@ -96,6 +94,22 @@ def _results_of(item: Item) -> dict[str, Any]:
         if above is not item:
             results = {**above.results, **results}
     return results
+
+
+def _notes_of(item: Item) -> Mapping[str, Note]:
+    """What was out of the ordinary for the item, or for those above it."""
+    notes = item.notes or {}
+    for above in item.lineage():
+        if above is not item and above.notes:
+            notes = {**above.notes, **notes}
+    return notes
+
+
+def _written(notes: Mapping[str, Note]) -> dict[str, Any]:
+    return {
+        stage: {"outcome": note.outcome, "error": note.error, "attempts": note.attempts}
+        for stage, note in notes.items()
+    }
 
 
 def output_maker(plan: Plan) -> Callable[[Item], dict[str, Any]]:
@@ -128,7 +142,14 @@ def _ends(item: Item, plan: Plan) -> list[str]:
 
 
 def dead_letter(
-    item: Item, failure: Failure, *, path: str | None, numbered: bool, secrets: Collection[str] = ()
+    item: Item,
+    failure: Failure,
+    *,
+    path: str | None,
+    numbered: bool,
+    secrets: Collection[str] = (),
+    plan: Plan | None = None,
+    upstream: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What is kept of an item that failed: the record as it came, what was known of it, and why it stopped.
 
@@ -136,6 +157,8 @@ def dead_letter(
         path: The file the record stands in.
         numbered: Whether ``line`` (``index`` + 1) means something there.
         secrets: Texts that may not appear in it.
+        plan: The job; without it the letter does not say where a later run could go on.
+        upstream: By stage a digest of all that decides the results of the stages before it.
     """
     error = failure.error
     letter: dict[str, Any] = {
@@ -161,7 +184,61 @@ def dead_letter(
         "attempts": failure.attempts,
         "retryable": failure.retryable,
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "retry": None if plan is None else _retry(item, failure.stage, plan, upstream or {}),
     }
+
+
+def _retry(item: Item, stage: str | None, plan: Plan, upstream: Mapping[str, str]) -> dict[str, Any] | None:
+    """Where a later run can go on with the item; ``None`` where that is at its source only."""
+    if stage is None or isinstance(item.record, BadRecord) or plan.context is not None or plan.on_partial != "keep":
+        return None
+    if any(above.closed for above in item.lineage() if above is not item):
+        return None  # nothing of it was written, and more than this item is missing
+    if item.closed and item.children:
+        return None  # its children were given up with it, and their results are not kept
+    results = _results_of(item)
+    if stage in results or not all(map(_comes_back, results.values())):
+        return None
+    retry: dict[str, Any] = {"from": stage, "upstream": upstream.get(stage, "")}
+    if item.path:
+        retry["child"] = list(item.path)
+    yielded = {name: (item.yielded or {}).get(name, 0) for name in item.broken or item.resumed or ()}
+    if yielded:
+        retry["yielded"] = yielded
+    notes = _notes_of(item)
+    if notes:
+        retry["notes"] = _written(notes)
+    return retry
+
+
+def _comes_back(value: Any, room: int = _DEEPEST) -> bool:
+    """Whether JSON gives the value back as it is: of its own types alone. A tuple would come back as a list."""
+    kind = type(value)
+    if kind is str:
+        return _is_text(value)
+    if value is None or kind is bool:
+        return True
+    if kind is int:
+        return bool(value.bit_length() <= _LARGEST_BITS)
+    if kind is float:
+        return isfinite(value)
+    if kind is not list and kind is not dict:
+        return False
+    if kind is dict and not all(type(key) is str and _is_text(key) for key in value):
+        return False
+    # A loop, not all(): a frame less for each level.
+    for each in value.values() if kind is dict else value:
+        if room == 0 or not _comes_back(each, room - 1):
+            return False
+    return True
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+    return True
 
 
 def _context_so_far(item: Item) -> dict[str, Any]:

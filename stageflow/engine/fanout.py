@@ -2,6 +2,9 @@
 
 The next value is asked for when the last one was sent, so a full channel below holds the generator back. The time of
 that wait is no part of the attempt's. A generator whose call was abandoned yields to nobody.
+
+Where an earlier run has made children of its first values, those are passed over, and the next child's place is counted
+from there: to the stages below it is as if the generator had never failed.
 """
 
 from __future__ import annotations
@@ -43,13 +46,16 @@ def fan_out(pool: Pool, call: Callable[[Item], Any], step: Callable[..., Any]) -
         if not await pool.attempts.wanted(item):
             return SKIPPED
         worker = pool.current_worker()
-        held = 0
+        held, over = 0, (item.resumed or {}).get(pool.stage.name, 0)
         generator = call(item)
         values = generator if inspect.isasyncgen(generator) else _steps(generator, step)
         async with aclosing(values):
             async for value in values:
                 if item.closed or worker.abandoned:
                     break
+                if over:
+                    over -= 1
+                    continue
                 held += size_of(value) + _CHILD_BYTES
                 if held > MOST_BYTES:
                     raise ResultError(f"fan-out over {MOST_BYTES >> 20} MiB")

@@ -18,6 +18,9 @@ __all__ = ["Gate", "Limiter", "limiters_of"]
 _ROUNDING: Final = 1e-6
 """Tokens that may lack: times are rounded."""
 
+_STILL: Final = 1.0
+"""Seconds by which a timer is late where the process stood still, and was not just busy."""
+
 
 class Limiter:
     """The permits of one :class:`RateLimit`, shared by all stages that name the same object.
@@ -50,13 +53,18 @@ class Limiter:
             The tokens reserved. A cancelled wait holds nothing.
         """
         tokens = await self._take_tokens()
-        if self._calls is not None and (seconds := self._calls.reserve(self.clock())) > 0:
+        while self._calls is not None and (seconds := self._calls.reserve(self.clock())) > 0:
+            due = self.clock() + seconds
             try:
                 await asyncio.sleep(seconds)
             except asyncio.CancelledError:
                 self._calls.give_back()
                 self._return_tokens(tokens)
                 raise
+            if self.clock() - due < _STILL:
+                break
+            # The process stood still. The bucket has filled meanwhile, so that this call has to be one of its burst.
+            self._calls.give_back()
         return tokens
 
     async def _take_tokens(self) -> float:

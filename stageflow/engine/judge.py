@@ -14,7 +14,7 @@ from typing import Final
 from stageflow.counters import StageCounters
 from stageflow.engine.attempt import describe, place_of
 from stageflow.engine.gate import Gate
-from stageflow.errors import HandlerFailed, RecordError, RunStopped, WorkerDied
+from stageflow.errors import HandlerFailed, OutOfMemory, RecordError, RunStopped, WorkerDied
 from stageflow.item import Item
 from stageflow.policies.breaker import SUSPECT, Breaker
 from stageflow.policies.http import retry_after
@@ -25,6 +25,8 @@ __all__ = ["Judge", "Ruling"]
 
 _DEATHS: Final = 5
 _DEATHS_WITHIN: Final = 10.0
+_MEMORY_WITHIN: Final = 10.0
+"""Seconds. One record may be too large; two so close together mean that there is no memory left for any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class Judge:
         self._max_retry_after = max_retry_after
         self.breaker = Breaker(stage.name, max_retry_after=max_retry_after)
         self._deaths: list[float] = []
+        self._ran_out: float | None = None
+        self._out_of_memory = False
         self._tripped = False
         self._told = 0.0
 
@@ -106,7 +110,11 @@ class Judge:
                 self._warn(f'stage "{self._stage.name}": {describe(reason)}{place_of(error)}')
             self._stop(RunStopped(verdict.reason, hint="mend the cause, then run again"))
             return Ruling(withhold=True)
-        if self._dies_too_often(reason) or (wait is None and self._ends_the_run(item, reason)):
+        if (
+            self._runs_out_again(error)
+            or self._dies_too_often(reason)
+            or (wait is None and self._ends_the_run(item, reason))
+        ):
             return Ruling(withhold=True)
         return Ruling(wait=wait, hold=verdict is SUSPECT)
 
@@ -128,6 +136,8 @@ class Judge:
         return asked
 
     def _wait(self, reason: BaseException, error: BaseException, attempt: int, asked: float | None) -> float | None:
+        if _is_memory(error):
+            return None  # whatever the stage retries: once more would take as much again
         if self._once_more(reason, attempt):
             return 0.0
         retry = self._stage.retry
@@ -183,6 +193,23 @@ class Judge:
         self._stop(RunStopped(f'stage "{name}": {_DEATHS} worker processes died within {_DEATHS_WITHIN:g} s'))
         return True
 
+    def _runs_out_again(self, error: BaseException) -> bool:
+        """Stop the run where memory runs out twice within a while; what fails by it from then on is left undone."""
+        if not _is_memory(error):
+            return False
+        now, before = self._clock(), self._ran_out
+        self._ran_out = now
+        self._out_of_memory = self._out_of_memory or (before is not None and now - before < _MEMORY_WITHIN)
+        if self._out_of_memory:
+            self._gate.bar()
+            self._stop(
+                OutOfMemory(
+                    f'out of memory in stage "{self._stage.name}" (twice within {_MEMORY_WITHIN:g} s)',
+                    hint="lower max_in_flight or queue_size, or give it more memory; then run again",
+                )
+            )
+        return self._out_of_memory
+
     def abandoned(self, count: int, grace: float) -> None:
         """A call was left behind."""
         name, most = self._stage.name, self._stage.max_in_flight
@@ -190,3 +217,10 @@ class Judge:
             self._warn(f'stage "{name}": a call did not end {grace:g} s after it was cancelled and is left behind')
         if count > most:
             self._stop(RunStopped(f'stage "{name}": more than {most} calls did not end after they were cancelled'))
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in one of several tasks perhaps."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(_is_memory, error.exceptions))
+    return isinstance(error, MemoryError)

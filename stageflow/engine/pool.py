@@ -258,6 +258,8 @@ class Pool:
                 return GONE
             self._return_later(item, ruling.wait)
             return _WAITS
+        # What a generator yielded in an earlier run is kept as what it yielded in this one, but it may be tried again.
+        yielded = yielded or self._resumes(item)
         stands_in = not yielded and (self.stage.on_error == "skip" or isinstance(self.stage.on_error, Degrade))
         if item.closed and (stands_in or any(each.failure is not None for each in item.lineage())):
             return GONE
@@ -282,8 +284,10 @@ class Pool:
             item.withheld, item.held = ruling.withhold, ruling.hold
             self._held += ruling.hold
         # What a generator yielded before it failed is whole, and needs the results of the stages beside it.
-        if ruling.withhold or not self._has_yielded(item):
+        if ruling.withhold or not (self._has_yielded(item) or self._resumes(item)):
             item.close()
+        else:
+            item.broken = (*item.broken, self.stage.name)
 
     def withhold(self, item: Item) -> None:
         """Leave an item undone and start nothing more of it: its stage has stopped the run."""
@@ -393,6 +397,9 @@ class Pool:
 
     def _has_yielded(self, item: Item) -> bool:
         return any(child.maker == self.stage.name for child in item.children or ())
+
+    def _resumes(self, item: Item) -> bool:
+        return item.resumed is not None and self.stage.name in item.resumed
 
     def _return_later(self, item: Item, seconds: float) -> None:
         self.count_attempt(item)

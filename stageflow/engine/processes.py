@@ -2,7 +2,7 @@
 
 Children are spawned, not forked: a forked child would share locks, files and the loop's descriptors with a parent that
 runs threads. The pipe is anonymous and between our own processes, so pickling over it is safe. A child ends when its
-pipe does, so it never outlives its parent.
+pipe does, and in the middle of a call when its parent does, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import multiprocessing.connection
+import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -117,7 +120,16 @@ def _serve(pipe: Connection, setup: ChildSetup) -> None:
     """The child's life: set up, then one call at a time until the pipe closes."""
     # Ctrl-C goes to the whole process group; it is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="stageflow-parent", daemon=True).start()
     asyncio.run(_serve_calls(pipe, setup))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has: a call in progress would not look at the pipe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 async def _serve_calls(pipe: Connection, setup: ChildSetup) -> None:

@@ -53,6 +53,26 @@ class Router:
             self._enter(each)
         return ready
 
+    def resume(self, item: Item) -> list[tuple[Item, str]]:
+        """The stages that an item is ready for with the results of an earlier run. It lives once for each of them.
+
+        A generator leaves no result with the item. Where some are to go on, those that are not named had ended.
+        """
+        level, over, ready = item.level(), item.results.keys() | (item.cut or set()), list[tuple[Item, str]]()
+        for name in self._plan.order:
+            stage = self._plan.stages[name]
+            if self._plan.fan_outs[name] != level or name in over:
+                continue
+            if stage.fans_out and item.resumed is not None and name not in item.resumed:
+                continue
+            arrived = sum(need in item.results for need in stage.dependencies)
+            if arrived == self._needed[name]:
+                self._enter(item)
+                ready.append((item, name))
+            elif arrived:
+                item.arrived = {**(item.arrived or {}), name: arrived}
+        return ready
+
     def leave(self, item: Item) -> None:
         """One visit of the item has ended."""
         item.live -= 1
@@ -98,8 +118,7 @@ class Router:
 
     def _at_level_of(self, item: Item, stage: str) -> Iterator[Item]:
         """The item itself, or those of its descendants for which ``stage`` runs."""
-        makers = [each.maker for each in item.lineage() if each.maker is not None][::-1]
-        below = self._plan.fan_outs[stage][len(makers) :]
+        below = self._plan.fan_outs[stage][len(item.level()) :]
         found = [item]
         for fan_out in below:
             found = [child for each in found for child in each.children or () if child.maker == fan_out]

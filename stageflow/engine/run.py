@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from stageflow.channel import Channel
 from stageflow.engine.attempt import Attempts, asked_for, describe
@@ -18,15 +18,19 @@ from stageflow.engine.gate import Gate, Limiter, limiters_of
 from stageflow.engine.judge import Judge
 from stageflow.engine.pool import Pool
 from stageflow.engine.processes import ChildSetup
+from stageflow.engine.reentry import reenter
 from stageflow.engine.routing import Router
 from stageflow.engine.targets import Target, target_of
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
-from stageflow.item import BadRecord, Failure, Item
+from stageflow.item import BadRecord, Failure, Item, Reentry
 from stageflow.plan import Plan
 from stageflow.stage import Stage
 
 __all__ = ["Engine"]
+
+_SPECIAL: Final[frozenset[Any]] = frozenset({BadRecord, Reentry})
+"""What may stand in the place of a record and does not simply go to the first stages."""
 
 
 class Engine:
@@ -159,7 +163,7 @@ class Engine:
     def try_feed(self, index: int, record: Any) -> bool:
         """Let a record in if that can be done without waiting; else :meth:`feed` it."""
         first = self._first
-        if len(first) != 1 or type(record) is BadRecord or first[0].full() or not self.credits.try_take():
+        if len(first) != 1 or record.__class__ in _SPECIAL or first[0].full() or not self.credits.try_take():
             return False
         return first[0].try_send(Item(index, record, 1))
 
@@ -168,7 +172,8 @@ class Engine:
 
         Args:
             index: The record's place in its source; its identity.
-            record: The record. A :class:`BadRecord` settles at once as a failure; it takes a credit like any other.
+            record: The record. A :class:`BadRecord` settles at once as a failure; a :class:`Reentry` goes to the stages
+                it is ready for. Each takes a credit like any other.
 
         Returns:
             False where admission has ended; then the record was not taken.
@@ -178,17 +183,31 @@ class Engine:
         """
         if not self.credits.try_take() and not await self.credits.take():
             return False
+        if record.__class__ in _SPECIAL:
+            for item, channel in self._entries(index, record):
+                await channel.send(item)
+            return True
         first = self._first
         item = Item(index, record, len(first))
-        if type(record) is BadRecord:
-            item.failure = Failure(None, record.error, 0)
-            item.closed = True
-            self._settled(item)
-            return True
         for channel in first:
             if not channel.try_send(item):
                 await channel.send(item)
         return True
+
+    def _entries(self, index: int, record: BadRecord | Reentry) -> list[tuple[Item, Channel]]:
+        """What is to be sent where for that which stands in the place of a record."""
+        if isinstance(record, BadRecord):
+            item = Item(index, record, 0)
+            item.failure = Failure(None, record.error, 0)
+            item.closed = True
+            self._settled(item)
+            return []
+        if record.parts:
+            ready = reenter(index, record, self.plan, self._router)
+            return [(item, self.pools[stage].channel) for item, stage in ready]
+        item = Item(index, record.record, len(self._first))
+        item.reentry = record
+        return [(item, channel) for channel in self._first]
 
     def release(self, count: int = 1) -> None:
         """The outcomes of ``count`` records have been written: as many may enter."""
