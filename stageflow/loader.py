@@ -5,13 +5,16 @@ A job is code and is run with the rights of whoever loads it, by ``check`` and `
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.machinery
 import importlib.util
 import os
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -20,7 +23,10 @@ from stageflow.errors import DefinitionError, JobLoadError
 from stageflow.graph import nearest
 from stageflow.pipeline import Pipeline
 
-__all__ = ["Job", "import_file", "load"]
+__all__ = ["IMPORT_SECONDS", "Job", "import_file", "load"]
+
+IMPORT_SECONDS = 30.0
+"""After so long the user is told that it is their job which is still being imported, and nothing hangs here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +55,16 @@ def load(reference: str) -> Job:
         module = _guarded(functools.partial(import_file, module_name, str(path.resolve())), shown, folder)
         pipeline = _pick(module, name, shown)
         pipeline._prepare = functools.partial(import_file, module_name, str(path.resolve()))
+        pipeline._draft.file = str(path.resolve())  # wherever in the job's own modules it is made
         return Job(pipeline, folder)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = _guarded(functools.partial(importlib.import_module, target), target, Path.cwd())
-    folder = Path(module.__file__).resolve().parent if module.__file__ else Path.cwd()
-    return Job(_pick(module, name, target), folder)
+    pipeline = _pick(module, name, target)
+    if not module.__file__:
+        return Job(pipeline, Path.cwd())
+    pipeline._draft.file = str(Path(module.__file__).resolve())
+    return Job(pipeline, Path(module.__file__).resolve().parent)
 
 
 def import_file(name: str, path: str) -> ModuleType:
@@ -97,7 +107,8 @@ def _nearby(path: Path) -> str:
 def _guarded(importing: functools.partial[ModuleType], shown: str, folder: Path) -> ModuleType:
     """Import, and put whatever goes wrong in terms of the job's own lines."""
     try:
-        return importing()
+        with _watched(shown):
+            return importing()
     except DefinitionError:
         raise
     except SyntaxError as error:
@@ -130,6 +141,29 @@ def _guarded(importing: functools.partial[ModuleType], shown: str, folder: Path)
             where=where,
             hint=f"python {whole} shows the whole traceback",
         ) from error
+
+
+@contextlib.contextmanager
+def _watched(shown: str) -> Iterator[None]:
+    """Say so, once, where an import takes long: a model that is loaded at the top level, or one that hangs."""
+
+    def tell() -> None:
+        # In one write, since the job may write too; where stderr is closed the import goes on all the same.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(
+                f"stageflow: {shown} is still being imported after {IMPORT_SECONDS:g} s; "
+                "its top level runs before any record\n"
+            )
+            sys.stderr.flush()
+
+    timer = threading.Timer(IMPORT_SECONDS, tell)
+    timer.name, timer.daemon = "stageflow-import", True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def _message(error: Exception) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from types import CodeType
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from stageflow.errors import DefinitionError, SettingError
@@ -35,9 +36,12 @@ class Pipeline:
             stage takes as ``ctx`` and fills in. The output is the input's fields and the context's.
         on_partial: Where some of a record's children fail, the others are kept (``"keep"``), or nothing of the record
             is written (``"drop"``).
+        files: Further files that decide the results, relative to the folder of the job file: ``["prompt.txt"]``. An
+            interrupted run is not continued with other contents. The job file itself always counts; modules that it
+            imports count where they are named here.
 
     Raises:
-        DefinitionError: ``context`` is no dataclass.
+        DefinitionError: ``context`` is no dataclass, or ``files`` no list of paths.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Pipeline:
         params: Mapping[str, Any] | None = None,
         context: type | None = None,
         on_partial: Literal["keep", "drop"] = "keep",
+        files: Iterable[str | os.PathLike[str]] = (),
     ) -> None:
         where = _caller()
         if on_partial not in ("keep", "drop"):
@@ -56,7 +61,11 @@ class Pipeline:
             raise DefinitionError(
                 f"context must be a dataclass, not {context!r}", hint="put @dataclass above the class", where=where
             )
+        paths = () if isinstance(files, (str, bytes)) else tuple(files)
+        if isinstance(files, (str, bytes)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+            raise SettingError(f"files must be a list of paths, not {files!r}", where=where)
         self._draft = Draft(name, where, key, dict(params or {}), context, on_partial)
+        self._draft.file, self._draft.files = _caller_file(), tuple(os.fspath(path) for path in paths)
         self._prepare: Callable[[], object] | None = None
 
     @property
@@ -254,10 +263,21 @@ class Pipeline:
 
 def _caller() -> str:
     """The line outside this module that led here, as ``job.py:12``."""
+    frame = _calling_frame()
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+
+
+def _caller_file() -> str | None:
+    """The file that it stands in; ``None`` at a prompt. With its folder, since the working directory may change."""
+    path = os.path.abspath(_calling_frame().f_code.co_filename)
+    return path if os.path.isfile(path) else None
+
+
+def _calling_frame() -> FrameType:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+    return frame
 
 
 def _defined(function: Callable[..., Any]) -> str | None:

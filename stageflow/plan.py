@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,6 +106,8 @@ class Draft:
     context: type | None
     on_partial: str = "keep"
     emitted: tuple[str, ...] | None = None
+    file: str | None = None
+    files: tuple[str, ...] = ()
     stages: list[StageDraft] = field(default_factory=list)
     resources: list[ResourceDraft] = field(default_factory=list)
 
@@ -142,6 +145,8 @@ class Plan:
         context: The dataclass of the context style, or ``None``.
         emitted: The fields of the output record, or ``None`` for all.
         on_partial: What becomes of what a fan-out yielded where some of it failed: ``"keep"`` or ``"drop"``.
+        file: The job file, where there is one.
+        files: Others whose contents are part of the job, relative to the folder of ``file``.
     """
 
     name: str
@@ -154,6 +159,8 @@ class Plan:
     context: type | None
     emitted: tuple[str, ...] | None
     on_partial: str = "keep"
+    file: str | None = None
+    files: tuple[str, ...] = ()
 
     @cached_property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
@@ -254,7 +261,10 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
         context=draft.context,
         emitted=draft.emitted,
         on_partial=draft.on_partial,
+        file=draft.file,
+        files=draft.files,
     )
+    _check_files(plan)
     _check_processes(plan)
     _check_fan_out(plan)
     _check_batches(plan)
@@ -451,6 +461,23 @@ def _resources(draft: Draft) -> dict[str, Resource]:
     return {
         name: Resource(name, names[name].function, names[name].scope, uses[name], names[name].where) for name in order
     }
+
+
+def _check_files(plan: Plan) -> None:
+    """The files that the job declares are there."""
+    for name in plan.files:
+        try:
+            if os.path.isfile(path := os.path.join(os.path.dirname(plan.file or ""), name)):
+                continue
+            os.stat(path)
+            problem = "it is no file"
+        except OSError as error:
+            problem = error.strerror or "it can't be read"
+        raise DefinitionError(
+            f"Pipeline(files=...): cannot read {name}: {problem}",
+            hint="paths are relative to the job file",
+            where=plan.where,
+        )
 
 
 def _check_processes(plan: Plan) -> None:
