@@ -109,7 +109,8 @@ def contenders(source: Path, records: int, settings: Settings) -> dict[str, Call
             spent = workload.timed(lambda: run(sink), lambda _: None, time.process_time)
             seconds = time.perf_counter() - start
             check(name, sink, records, ordered=name == "stageflow")
-            sink.unlink()
+            for written in (sink, sink.with_name("out.jsonl.ledger")):
+                written.unlink(missing_ok=True)
             return seconds, spent
 
         return once

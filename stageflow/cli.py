@@ -10,6 +10,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,7 +30,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command and exits with its code."""
     _hold_standard_descriptors()
-    sys.exit(invoke(arguments))
+    code = invoke(arguments)
+    if code == DefinitionError.exit_code and _threads_left():
+        # A job that was refused, and has started threads: the interpreter would wait for them for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _threads_left() -> bool:
+    return any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate())
 
 
 def _hold_standard_descriptors() -> None:
@@ -50,10 +61,9 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Errors have been told on stderr.
     """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = cli.main(
-            args=list(arguments) if arguments is not None else None, prog_name="stageflow", standalone_mode=False
-        )
+        code = cli.main(args=typed, prog_name="stageflow", standalone_mode=False, obj=tuple(typed))
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.exceptions.NoArgsIsHelpError as help_:
@@ -80,7 +90,7 @@ def _what_next(error: StageflowError) -> str:
     if isinstance(error, DefinitionError):
         return "mend it, then try stageflow check JOB"
     if isinstance(error, StorageError):
-        return "what was written before stays where it is; run again with --fresh to start anew"
+        return "what was written before stays where it is"
     return "stageflow COMMAND --help says what is accepted"
 
 
@@ -188,14 +198,40 @@ _LOOP = click.option(
     type=click.Choice(["input", "completion"]),
     help="Order of the results.  [default: input; completion for -]",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Read at most N records.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Do the first N records of the input.")
 @click.option("--fresh", is_flag=True, help="Rename existing output files (never delete them) and start anew.")
+@click.option(
+    "--retry-failed", is_flag=True, help="Do the records of the dead letters again; the job may have changed."
+)
+@click.option("--accept-job-change", is_flag=True, help="Go on with what another version of the job began.")
 @click.option(
     "--on-bad-input",
     type=click.Choice(["dead", "stop"]),
     default="dead",
     show_default=True,
     help="What an unreadable line does: become a dead letter, or stop the run.",
+)
+@click.option("--strict", is_flag=True, help="An input line in which a key comes twice is a dead letter.")
+@click.option(
+    "--max-input-bytes", type=click.IntRange(min=1), metavar="N", help="Stop when the input, decompressed, is larger."
+)
+@click.option(
+    "--spool", is_flag=True, help="Copy standard input to OUTPUT.spool first and run on that, so it can be resumed."
+)
+@click.option(
+    "--fsync",
+    default="interval=1s",
+    show_default=True,
+    metavar="interval=SECONDS|group|off",
+    help="When results are made safe from a power loss. A killed process loses none.",
+)
+@click.option(
+    "--disk-full-wait",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for space on a full disk.",
 )
 @click.option(
     "--max-open-records",
@@ -237,17 +273,29 @@ _LOOP = click.option(
     show_default=True,
     help="The account at the end: a table on stderr, or one line of JSON on stdout.",
 )
-def run_command(job: str, input_: str, output: str, **given: Any) -> int:
+@click.pass_obj
+def run_command(typed: Sequence[str], /, job: str, input_: str, output: str, **given: Any) -> int:
     """Run JOB over the records of INPUT.
 
     JOB is path.py, path.py:name or package.module:name; its code is run. INPUT and OUTPUT may be -. Results go to
-    OUTPUT, records that failed to OUTPUT.dead.jsonl.
+    OUTPUT, records that failed to OUTPUT.dead.jsonl. The same command again goes on with a run that was interrupted.
     """
     from stageflow.command import run_job
 
     if given["summary"] == "json" and output == "-":
         raise RequestError("--summary json and -o - both want standard output", hint="write the results to a file")
-    return run_job(job, input_, output, given, _overrides)
+    return run_job(job, input_, output, given, _overrides, typed or ())
+
+
+@cli.command(name="status", short_help="Tell how far a run is.")
+@click.argument("output")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output.")
+def status_command(output: str, as_json: bool) -> int:
+    """Tell how far the run that writes OUTPUT is, or was when it ended. Nothing is locked, and nothing is changed."""
+    from stageflow.status import status_json, status_text
+
+    _print(status_json(output) if as_json else status_text(output))
+    return 0
 
 
 # Check and graph
@@ -327,6 +375,42 @@ def bench_command(job: str, input_: str, **given: Any) -> int:
     from stageflow.sweep import sweep
 
     return sweep(load(job), input_, given, _overrides)
+
+
+# Chaos
+
+
+@cli.command(name="chaos", short_help="Kill a job again and again, and see that nothing is lost.")
+@click.argument("job")
+@click.argument("input_", metavar="INPUT")
+@click.option(
+    "--kills", type=click.IntRange(min=1), default=10, show_default=True, metavar="N", help="How often it is killed."
+)
+@click.option("--seed", type=int, metavar="N", help="For the moments of the kills.  [default: drawn, and told]")
+@click.option(
+    "--deterministic",
+    metavar="STAGE",
+    multiple=True,
+    help="Compare the values of this stage, too: its input decides them. Repeatable; all for whole lines.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N records.")
+@click.option("--yes", is_flag=True, help="Make the calls without --limit.")
+@_job_options
+@_LOOP
+def chaos_command(job: str, input_: str, **given: Any) -> int:
+    """Run JOB over INPUT twice in a temporary folder, kill the second run at random moments, and compare.
+
+    The first run is undisturbed. The second is killed with SIGKILL, while it works and while it recovers, started again
+    each time, and then let finish. Each record must come to the same in both: written, dropped or dead, with as many
+    lines and dead letters. Values are compared for the stages that --deterministic names, since a model may answer
+    differently each time.
+
+    The calls are real: it says first how many it will make, and wants --limit or --yes. Exits with 0 where the runs are
+    equal, and with 3 where they differ or a start after a kill fails; the first records that differ are named.
+    """
+    from stageflow.chaos import chaos
+
+    return chaos(load(job), job, input_, given, _overrides, tell=lambda text: click.echo(text, err=True), show=_print)
 
 
 if __name__ == "__main__":

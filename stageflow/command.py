@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,10 +20,11 @@ import click
 
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
-from stageflow.errors import RequestError, RunStopped
+from stageflow.errors import InputDamaged, OutputLocked, RequestError, RunStopped, StateMismatch, StorageError
 from stageflow.loader import Job, load
 from stageflow.options import Options
 from stageflow.plan import Override
+from stageflow.policies.redact import MASK, redact, secrets_of
 from stageflow.policies.tolerance import Tolerance, parse_rate
 from stageflow.report.progress import Progress, make_progress
 from stageflow.report.stats import RunReport
@@ -31,6 +34,29 @@ from stageflow.runner import Run
 from stageflow.settings import parse_params
 
 __all__ = ["run_job"]
+
+_AS_GIVEN = (
+    "order",
+    "limit",
+    "fresh",
+    "retry_failed",
+    "accept_job_change",
+    "fsync",
+    "disk_full_wait",
+    "spool",
+    "max_input_bytes",
+    "strict",
+    "on_bad_input",
+    "max_open_records",
+    "grace",
+    "debug",
+    "allow_failures",
+    "max_retry_after",
+)
+"""Options that are the same on the command line and from Python."""
+
+_SECRET_NAME = re.compile(r"KEY(?!WORD)|TOKEN(?!S)|SECRET|PASSWORD", re.IGNORECASE)
+"""In the name of a parameter whose value is not shown."""
 
 Overrides = Callable[[Job, Mapping[str, Any]], tuple[Override, ...]]
 
@@ -43,8 +69,13 @@ class Interrupted(RunStopped):
         self.exit_code = 128 + number  # type: ignore[misc]  # by shell convention, one per signal
 
 
-def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], overrides: Overrides) -> int:
+def run_job(
+    reference: str, input_: str, output: str, given: Mapping[str, Any], overrides: Overrides, typed: Sequence[str]
+) -> int:
     """Run a job as ``stageflow run`` does.
+
+    Args:
+        typed: The command line as the user typed it, without the program: the hints are made of it.
 
     Returns:
         The exit code.
@@ -55,19 +86,13 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     job = load(reference)
     dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
     progress = make_progress(given["progress"], sys.stderr, dead=dead)
-    options = Options(
-        dead=dead or _Told(),
-        order=given["order"],
-        limit=given["limit"],
-        fresh=given["fresh"],
-        on_bad_input=given["on_bad_input"],
-        max_open_records=given["max_open_records"],
-        grace=given["grace"],
-        debug=given["debug"],
-        max_failure_rate=parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
-        allow_failures=given["allow_failures"],
-        max_retry_after=given["max_retry_after"],
-        listeners=(progress,),
+    options = Options.of(
+        {
+            **{name: given[name] for name in _AS_GIVEN},
+            "dead": dead or _Told(),
+            "max_failure_rate": parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
+            "listeners": (progress,),
+        }
     )
     plan = job.pipeline.plan(overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
     sink = _stdout_sink(data) if data is not None else output
@@ -77,11 +102,42 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     except SystemExit as error:
         # One raised in a stage is the record's failure; but asyncio lets one of a task of the job's own through.
         raise RunStopped(f"a task that the job had started raised {error!r}", hint="run it again") from None
+    except Interrupted as error:  # before there was anything to finish
+        error.hint = f"nothing was begun; the same command again: {again(typed)}"
+        raise
+    except StorageError as error:
+        _hint_at_command(error, run, typed)
+        raise
     finally:
         progress.close()
-    _finish(report, output, given)
+    _finish(report, run, dead, given, typed)
     _leave_threads_behind(report.exit_code)
     return report.exit_code
+
+
+def _hint_at_command(error: StorageError, run: Run, typed: Sequence[str]) -> None:
+    """Give the command that goes on where the output failed, or another one is to be chosen."""
+    if isinstance(error, OutputLocked):
+        error.hint = f"when it has ended: {again(typed)}"
+    elif isinstance(error, StateMismatch):
+        if error.hint is not None and "--accept-job-change" in error.hint:
+            error.hint = f"{again(typed, '--accept-job-change')} goes on with the new job, --fresh starts anew"
+    elif run.started and run.resumable:
+        safe = "" if "are safe" in error.message else f"{run.snapshot().settled:,} records are safe; "
+        hint = f"{safe}resume with the same command: {again(typed)}"
+        error.hint = hint if error.hint is None else f"{error.hint}; {hint}"
+
+
+def again(typed: Sequence[str], *more: str) -> str:
+    """The command that goes on with a run: as it was typed, less what would start anew, and secrets masked."""
+    secrets = secrets_of(os.environ)
+    kept = [_masked(word, secrets) for word in typed if word != "--fresh"]
+    return shlex.join(["stageflow", *kept, *(option for option in more if option not in kept)])
+
+
+def _masked(word: str, secrets: Collection[str]) -> str:
+    name, equals, _ = word.partition("=")
+    return f"{name}={MASK}" if equals and _SECRET_NAME.search(name) else redact(word, secrets)
 
 
 def _columns() -> int:
@@ -115,7 +171,7 @@ def _claim_stdout() -> int:
 def _stdout_sink(data: int) -> Any:
     from stageflow.adapters.jsonl import JsonlSink
 
-    return JsonlSink("-", order="completion", stream=data)
+    return JsonlSink("-", stream=data)
 
 
 async def _with_screen(run: Run, progress: Progress) -> RunReport:
@@ -164,26 +220,47 @@ def _signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _finish(report: RunReport, output: str, given: Mapping[str, Any]) -> None:
+def _finish(report: RunReport, run: Run, dead: str | None, given: Mapping[str, Any], typed: Sequence[str]) -> None:
     """The account, and what to do next."""
     if given["summary"] == "json":
         click.echo(summary_json(report))
-    else:
+    elif not report.already_complete:
         _say(summary_text(report, width=_columns()))
+    if report.already_complete:
+        ends = f"{report.written:,} results, {report.dead:,} dead letters"
+        _say(f"stageflow: already complete: {report.read:,} inputs, {ends}")
     if report.stopped:
-        done = report.written + report.dropped + report.dead
-        _say(f"stageflow: stopped: {done:,} of {report.read:,} read records done: {report.stopped}")
-        if output != "-" and os.path.exists(f"{output}.partial"):
-            _say(f"  hint: the results so far are in {output}.partial; run again with --fresh to start anew")
-        else:
-            _say("  hint: nothing was written; the same command starts anew")
+        _tell_stopped(report, run, typed)
     elif report.dead:
-        dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
-        letters = "dead letter" if report.dead == 1 else "dead letters"
-        kept = f"see {dead}" if dead else "with -o - they are kept only with --dead PATH"
-        _say(f"stageflow: {report.dead:,} {letters}: {kept}")
+        _tell_letters(report, run, dead, typed)
+    elif report.exit_code:  # the input was changed, and that was told
+        _say(f"stageflow: what was read is complete; the same command reads what is new\n  hint: {again(typed)}")
     elif not report.read:
         _say("stageflow: note: the input is empty")
+
+
+def _tell_stopped(report: RunReport, run: Run, typed: Sequence[str]) -> None:
+    done = report.written + report.dropped + report.dead
+    total = run.snapshot().total
+    of = f"{report.read:,}" if total is None or total <= report.read else f"~{total:,}"
+    why = "" if isinstance(run.stopped_by, Interrupted) else f": {report.stopped}"
+    if isinstance(run.stopped_by, InputDamaged):
+        _say(f"stageflow: error: {report.stopped}; {done:,} records are done")
+        _say(f"  hint: when the input is whole: {again(typed)}" if run.resumable else "  hint: give it whole")
+    elif run.resumable:
+        _say(f"stageflow: stopped: {done:,} of {of} done{why}; resume with the same command\n  hint: {again(typed)}")
+    else:
+        _say(f"stageflow: stopped: {done:,} of {of} done{why}")
+        fresh = ("--fresh",) if run.durable and done else ()
+        _say(f"  hint: it can't be resumed; to start anew: {again(typed, *fresh)}")
+
+
+def _tell_letters(report: RunReport, run: Run, dead: str | None, typed: Sequence[str]) -> None:
+    letters = "dead letter" if report.dead == 1 else "dead letters"
+    kept = f"see {dead}" if dead else "with -o - they are kept only with --dead PATH"
+    _say(f"stageflow: {report.dead:,} {letters}: {kept}")
+    if report.exit_code and run.resumable:
+        _say(f"  hint: to try them again: {again(typed, '--retry-failed')}")
 
 
 def _say(text: str) -> None:

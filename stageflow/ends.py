@@ -1,23 +1,47 @@
-"""The two ends of a run: sources and sinks from what a caller gave, and what is refused about them."""
+"""The two ends of a run: sources and outputs from what a caller gave, and what is refused about them.
+
+A path to a regular file, or to none yet, is written through a ledger, and a later run can go on with it. Whatever else
+takes records takes them directly.
+"""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterable, Iterable, Mapping
-from typing import Any, Final
+import tempfile
+import uuid
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
+from stageflow.commit import Commit, JobIdentity, LetterPlace, OpenRequest, Resumption
 from stageflow.errors import RequestError
 from stageflow.graph import nearest
-from stageflow.options import Options
+from stageflow.options import Options, parse_fsync
 from stageflow.plan import Plan
 from stageflow.protocols import Sink, Source
 
-__all__ = ["LOOKED_AT", "log_letter", "look_ahead", "refuse_same_files", "sink_of", "source_of"]
+__all__ = [
+    "LOOKED_AT",
+    "NO_JOB",
+    "DirectOutput",
+    "Ends",
+    "RunOutput",
+    "ends_of",
+    "log_letter",
+    "look_ahead",
+    "source_of",
+    "spooled",
+]
+
+_BLOCK_BYTES: Final = 256 * 1024
 
 LOOKED_AT: Final = 100
 """Records looked at before a run starts, for fields that none of them has."""
+
+NO_JOB: Final = JobIdentity(file="", rest="", stages={}, graph={})
+"""Of a run that no later one goes on with."""
 
 log = logging.getLogger("stageflow")
 
@@ -50,14 +74,93 @@ def look_ahead(plan: Plan, source: Source) -> int:
     return len(records)
 
 
-def source_of(source: Any) -> Source:
+class RunOutput(Protocol):
+    """An output as a run handles it, from its opening to its end."""
+
+    def open(self, request: OpenRequest) -> Resumption: ...
+
+    async def write(self, commit: Commit) -> None: ...
+
+    def read_letter(self, place: LetterPlace) -> bytes: ...
+
+    def give_up_waiting(self) -> None: ...
+
+    async def close(self, *, complete: bool, ended: bool = True) -> None: ...
+
+
+class DirectOutput:
+    """Hands commits to a sink, entry by entry; nothing of the run can be found again."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def open(self, request: OpenRequest | None = None) -> Resumption:
+        """Open the sink. There is never anything to go on with."""
+        self._sink.open()
+        return Resumption(run=uuid.uuid4().hex[:12])
+
+    async def write(self, commit: Commit) -> None:
+        """Hand over the commit's lines with their indices."""
+        owners: Iterable[int] = commit.ordinals
+        if counts := commit.line_counts:
+            owners = (index for index in commit.ordinals for _ in range(counts.get(index, 1)))
+        if commit.lines:
+            await self._sink.write(list(zip(owners, commit.lines, strict=True)))
+
+    def read_letter(self, place: LetterPlace) -> bytes:
+        """There are none."""
+        raise AssertionError("an output without a ledger has no dead letters to read")
+
+    def give_up_waiting(self) -> None:
+        """It waits for whoever reads, and for nothing else."""
+
+    async def close(self, *, complete: bool, ended: bool = True) -> None:
+        """Close the sink."""
+        await self._sink.close(complete=complete)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ends:
+    """Where a run ends.
+
+    Args:
+        output: Where commits go.
+        dead: Where dead letters go, if not into the ledger.
+        encode, encode_letter: Make of a record, and of a dead letter, what the output takes.
+        durable: There is a ledger, and lines are bytes.
+        notes: What the user should know of it.
+        paths: The files, by what they are for.
+    """
+
+    output: RunOutput
+    dead: Sink | None
+    encode: Callable[[Any], Any]
+    encode_letter: Callable[[Any], Any]
+    durable: bool
+    notes: tuple[str, ...]
+    paths: Mapping[str, str]
+
+    def refuse_same_files(self, source: Source) -> None:
+        """Refuse a run that would write over its own input, or two outputs into one.
+
+        Raises:
+            RequestError: By name, by a link or by a hard link, two of them are one file.
+        """
+        paths = dict(self.paths) if source.path in (None, "-") else {"input": source.path, **self.paths}
+        for (one, first), (other, second) in itertools.combinations(paths.items(), 2):
+            if _same_file(first, second):
+                raise RequestError(f"{other} and {one} are the same file", hint=f"{second}: choose another name")
+
+
+def source_of(source: Any, options: Options | None = None) -> Source:
     """A source from what a caller gave: a path, an iterable or async iterable, or a source."""
     if hasattr(source, "read") and hasattr(source, "peek"):
         return source  # type: ignore[no-any-return]
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         from stageflow.adapters.jsonl import JsonlSource
 
-        return JsonlSource(str(source))
+        options = options or Options()
+        return JsonlSource(str(source), max_input_bytes=options.max_input_bytes, strict=options.strict)
     if isinstance(source, (Iterable, AsyncIterable)):
         from stageflow.adapters.memory import IterableSource
 
@@ -65,19 +168,131 @@ def source_of(source: Any) -> Source:
     raise RequestError(f"can't read records from {source!r}", hint="give a path, an iterable or an async iterable")
 
 
-def sink_of(sink: Any, options: Options, *, dead: bool) -> Sink:
-    """A sink from what a caller gave: a path, a list, a function, or a sink."""
-    if hasattr(sink, "write") and hasattr(sink, "encode"):
-        return sink  # type: ignore[no-any-return]
-    if isinstance(sink, str) or hasattr(sink, "__fspath__"):
+def spooled(source: Any, sink: Any, options: Options) -> Any:
+    """The source, or the file that standard input was copied to, as ``spool`` asks for.
+
+    The copy gets its name when it is whole and on the disk. One that is there is taken as it stands.
+
+    Raises:
+        RequestError: There is nothing to copy, no file to copy it beside, or it can't be copied.
+    """
+    if not options.spool:
+        return source
+    path = _path_of(sink)
+    if source != "-" or path is None or not _is_regular(path):
+        raise RequestError("spool keeps standard input for a file", hint="give - as the input and a file as the output")
+    spool = f"{os.path.realpath(path)}.spool"
+    try:
+        if options.fresh and os.path.lexists(spool):
+            free = next(name for number in itertools.count(1) if not os.path.lexists(name := f"{spool}.{number}"))
+            os.rename(spool, free)
+        if not os.path.lexists(spool):
+            _copy_stdin(spool)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}.spool: {error.strerror}") from error
+    return f"{path}.spool" if os.path.realpath(f"{path}.spool") == spool else spool
+
+
+def _copy_stdin(spool: str) -> None:
+    # Made with 0600, under a name that nobody can guess.
+    descriptor, copy = tempfile.mkstemp(prefix=f"{os.path.basename(spool)}.", dir=os.path.dirname(spool))
+    try:
+        with open(descriptor, "wb") as file:
+            while block := os.read(0, _BLOCK_BYTES):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(copy, spool)
+    except BaseException:
+        os.unlink(copy)
+        raise
+    directory = os.open(os.path.dirname(spool), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def ends_of(sink: Any, options: Options, tell: Callable[[str], None]) -> Ends:
+    """Where a run ends, from what a caller gave: a path, a list, a function, or a sink; and ``dead=`` likewise.
+
+    Args:
+        tell: Called with what the user should know at once.
+    """
+    path = _path_of(sink)
+    dead_path = _path_of(options.dead)
+    if options.dead is None and path is not None and path != "-":
+        dead_path = f"{path}.dead.jsonl"
+    given = options.dead if dead_path is None else dead_path
+    paths = {"output": path or getattr(sink, "path", None), "dead letters": dead_path}
+    found = {what: where for what, where in paths.items() if where not in (None, "-")}
+    if path is not None and _is_regular(path):
+        return _durable(path, given, options, tell, found)
+    direct = _sink_of(sink)
+    dead = _dead_sink(log_letter if given is None else given, options)
+    notes = ("output is not a regular file, resume is off",) if path not in (None, "-") else ()
+    return Ends(
+        output=DirectOutput(direct),
+        dead=dead,
+        encode=direct.encode,
+        encode_letter=dead.encode,
+        durable=False,
+        notes=notes,
+        paths=found,
+    )
+
+
+def _durable(path: str, given: Any, options: Options, tell: Callable[[str], None], paths: Mapping[str, str]) -> Ends:
+    from stageflow.adapters.jsonl.encode import encode_leniently, encode_strictly
+    from stageflow.ledger import LedgerOutput
+
+    with_output = isinstance(given, str) and _is_regular(given)
+    dead = None if with_output else _dead_sink(given, options)
+    mode, interval = parse_fsync(options.fsync)
+    output = LedgerOutput(
+        path,
+        dead=given if with_output else None,
+        fsync=mode,
+        interval=interval,
+        disk_full_wait=options.disk_full_wait,
+        tell=tell,
+    )
+    return Ends(
+        output=output,
+        dead=dead,
+        encode=encode_strictly,
+        encode_letter=encode_leniently if dead is None else dead.encode,
+        durable=True,
+        notes=(),
+        paths=paths,
+    )
+
+
+def _path_of(given: Any) -> str | None:
+    return str(given) if isinstance(given, (str, os.PathLike)) else None
+
+
+def _is_regular(path: str) -> bool:
+    from stageflow.adapters.jsonl.files import is_file_name
+
+    return is_file_name(path)
+
+
+def _dead_sink(given: Any, options: Options) -> Sink:
+    if isinstance(given, str):
         from stageflow.adapters.jsonl import JsonlSink
 
-        if dead:
-            return JsonlSink(
-                str(sink), order="completion", fresh=options.fresh, mode=0o600, lenient=True, partial=False
-            )
-        order = options.order or ("completion" if str(sink) == "-" else "input")
-        return JsonlSink(str(sink), order=order, fresh=options.fresh)
+        return JsonlSink(given, fresh=options.fresh, mode=0o600, lenient=True)
+    return _sink_of(given)
+
+
+def _sink_of(sink: Any) -> Sink:
+    if hasattr(sink, "write") and hasattr(sink, "encode"):
+        return sink  # type: ignore[no-any-return]
+    if (path := _path_of(sink)) is not None:
+        from stageflow.adapters.jsonl import JsonlSink
+
+        return JsonlSink(path)
     from stageflow.adapters.memory import CallableSink, ListSink
 
     if isinstance(sink, list):
@@ -85,19 +300,6 @@ def sink_of(sink: Any, options: Options, *, dead: bool) -> Sink:
     if callable(sink):
         return CallableSink(sink)
     raise RequestError(f"can't write records to {sink!r}", hint="give a path, a list or a function")
-
-
-def refuse_same_files(source: Source, sink: Sink, dead: Sink) -> None:
-    """Refuse a run that would write over its own input, or two outputs into one.
-
-    Raises:
-        RequestError: By name, by a link or by a hard link, two of them are one file.
-    """
-    named = {"input": source, "output": sink, "dead letters": dead}
-    paths = {what: path for what, end in named.items() if (path := getattr(end, "path", None)) not in (None, "-")}
-    for (one, first), (other, second) in itertools.combinations(paths.items(), 2):
-        if _same_file(first, second):
-            raise RequestError(f"{other} and {one} are the same file", hint=f"{second}: choose another name")
 
 
 def _same_file(first: str, second: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any, Literal
 
 from stageflow.errors import RequestError
@@ -11,9 +12,27 @@ from stageflow.graph import nearest
 from stageflow.plan import Override
 from stageflow.protocols import Listener
 
-__all__ = ["Options"]
+__all__ = ["Options", "parse_fsync"]
 
 Amounts = int | Mapping[str, int]
+
+
+def parse_fsync(text: str) -> tuple[Literal["interval", "group", "off"], float]:
+    """How often to ask the disk, from ``"interval=1s"``, ``"interval"``, ``"group"`` or ``"off"``; and the seconds.
+
+    Raises:
+        RequestError: It is none of these.
+    """
+    if text in ("group", "off"):
+        return text, 1.0  # type: ignore[return-value]  # a Literal is not narrowed by `in`
+    name, equals, seconds = str(text).partition("=")
+    try:
+        interval = float(seconds.removesuffix("s")) if equals else 1.0
+    except ValueError:
+        interval = 0.0
+    if name != "interval" or not 0 < interval < inf:
+        raise RequestError(f"fsync {text}: expected interval=SECONDS, group or off", hint="for instance interval=1s")
+    return "interval", interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +46,17 @@ class Options:
         dead: Where dead letters go: a path, a list or a function. Default: ``OUT.dead.jsonl`` where the sink is a path;
             else each is logged as a warning.
         order: ``"input"`` (default for a file) or ``"completion"`` (default otherwise).
-        limit: Read at most so many records, >= 1.
-        fresh: Rename existing output files rather than refuse to run.
+        limit: Do at most so many records of the input, from its first, >= 1; those of earlier runs are among them.
+        fresh: Rename existing output files and start anew.
+        retry_failed: Do the records of the dead letters again; a changed job is accepted.
+        accept_job_change: Go on with what another version of the job began.
+        fsync: When results are made safe from a power loss: ``"interval=1s"`` (once a second, in the background),
+            ``"group"`` (each time something is written) or ``"off"``. A killed process loses nothing in either case.
+        disk_full_wait: Seconds to wait for space on a full disk, >= 0, before the run stops.
+        spool: Where the source is ``"-"``: copy standard input to ``OUT.spool`` first and run on that file, so that
+            the run can be resumed. A copy that exists is used, and standard input is left alone.
+        max_input_bytes: Read at most so many bytes, decompressed, >= 1; the run stops there.
+        strict: An input line in which a key comes twice is a dead letter.
         on_bad_input: ``"dead"`` makes an unreadable line a dead letter; ``"stop"`` stops the run at it.
         max_open_records: The most records admitted and not yet written; default: the sum of all ``max_in_flight`` and
             ``queue_size``.
@@ -48,6 +76,13 @@ class Options:
     order: Literal["input", "completion"] | None = None
     limit: int | None = None
     fresh: bool = False
+    retry_failed: bool = False
+    accept_job_change: bool = False
+    fsync: str = "interval=1s"
+    disk_full_wait: float = 600.0
+    spool: bool = False
+    max_input_bytes: int | None = None
+    strict: bool = False
     on_bad_input: Literal["dead", "stop"] = "dead"
     max_open_records: int | None = None
     max_failure_rate: float | None = None
@@ -73,7 +108,7 @@ class Options:
                     hint=f'did you mean "{near}"?' if near else "see stageflow.options.Options",
                 )
         options = cls(**given)
-        for name in ("limit", "max_open_records"):
+        for name in ("limit", "max_open_records", "max_input_bytes"):
             value = getattr(options, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be a positive integer, not {value!r}")
@@ -81,6 +116,9 @@ class Options:
             raise RequestError(f'order must be "input" or "completion", not {options.order!r}')
         if options.on_bad_input not in ("dead", "stop"):
             raise RequestError(f'on_bad_input must be "dead" or "stop", not {options.on_bad_input!r}')
+        if not isinstance(options.disk_full_wait, (int, float)) or not 0 <= options.disk_full_wait < inf:
+            raise RequestError(f"disk_full_wait must be a number of seconds, not {options.disk_full_wait!r}")
+        parse_fsync(options.fsync)
         return options
 
     def all_overrides(self) -> tuple[Override, ...]:

@@ -1,68 +1,99 @@
-"""From settled items to what is written of them, and the account of the run."""
+"""From settled items to commits, and the account of the run."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
+from stageflow.commit import Commit, InputMark
 from stageflow.counters import RunCounters
-from stageflow.errors import ContextConflict, ItemError, ResultError
+from stageflow.errors import ContextConflict, ItemError, ResultError, RunStopped
 from stageflow.events import Event, RecordDead
 from stageflow.item import BadRecord, Failure, Item
 from stageflow.output import dead_letter, family, output_maker, output_records
 from stageflow.plan import Plan
 from stageflow.policies.redact import secrets_of
-from stageflow.protocols import Entry, Sink
+from stageflow.policies.tolerance import FailureRate
+from stageflow.protocols import Entry, Output, Sink
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "failure_watch"]
+
+_COMMIT_RECORDS: Final = 256
+_COMMIT_BYTES: Final = 1024 * 1024
+"""A commit is cut when it has so much: what is lost of it in a crash is done again, and a retry reads whole ones."""
 
 
 class Recorder:
-    """Takes settled items on the loop and writes what they came to, in one task, a batch at a time.
+    """Takes settled items on the loop and writes what they came to, in one task, a commit at a time.
 
-    Under a slow sink a batch grows by itself, up to the bound on open records: a record keeps its credit until it has
-    been written, and that is how a slow sink holds back the source.
+    One commit is being written at a time; what settles meanwhile is the next one. So at low rates every record is
+    written at once, and under a slow output commits grow by themselves. A record keeps its credit until its commit has
+    been written, and that is how a slow output holds back the source.
 
     Args:
+        output: Where commits go.
+        dead: Where dead letters go, after the commit that counts them; ``None``: they travel in the commit.
+        encode: Makes the line of an output record, or whatever the output takes for one.
+        encode_letter: The same for a dead letter.
+        sized: Lines and letters have a length, which bounds a commit.
         emit: Where events go.
         path, numbered: The source's, for dead letters.
         in_order: Write in the order in which records were let in.
+        retrying: Records of earlier dead letters come in, too.
+        upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
+            where none of them will be tried again.
     """
 
     def __init__(
         self,
         plan: Plan,
-        sink: Sink,
-        dead: Sink,
+        output: Output,
+        dead: Sink | None,
         counters: RunCounters,
         *,
+        encode: Callable[[Any], Any],
+        encode_letter: Callable[[Any], Any],
+        sized: bool,
         emit: Callable[[Event], None],
         path: str | None,
         numbered: bool,
         in_order: bool = False,
+        retrying: bool = False,
+        upstream: Mapping[str, str] | None = None,
     ) -> None:
         self._plan = plan
-        self._sink = sink
+        self._output = output
         self._dead = dead
         self._counters = counters
+        self._encode = encode
+        self._encode_letter = encode_letter
+        self._sized = sized
         self._emit = emit
         self._path = path
         self._numbered = numbered
+        self._upstream = upstream
         self._settled: deque[Item] = deque()
         self._expected: deque[int] | None = deque() if in_order else None
         self._early: dict[int, Item] = {}
         self._more = asyncio.Event()
         self._closed = False
-        self._output = output_maker(plan)
-        self._levels = any(stage.fans_out for stage in plan.stages.values())
+        self._make = output_maker(plan)
+        # A record that has children, or is tried again, is never the ordinary one: those are told apart once, here.
+        self._unusual = retrying or any(stage.fans_out for stage in plan.stages.values())
         self._held: list[tuple[Item, Sequence[Item]]] = []
+        self._marks: list[InputMark] = []
         self._secrets = secrets_of(os.environ)
+        self.retried = 0
         self.release: Callable[[int], None] = lambda count: None
         self.watch: Callable[[int, int], None] = lambda dead, settled: None
         self.verdict: Callable[[str], str] = lambda stage: "cleared"
+
+    def mark(self, marks: Iterable[InputMark]) -> None:
+        """The input was read up to there: that goes into the next commit."""
+        self._marks += marks
 
     def expect(self, index: int) -> None:
         """A record with that index is about to be let in."""
@@ -95,64 +126,99 @@ class Recorder:
         """Write until closed.
 
         Raises:
-            StorageError: A sink failed.
+            StorageError: The output failed.
         """
         while not (self._closed and not self._settled):
             await self._more.wait()
             self._more.clear()
             while self._settled:
-                await self._write_batch()
-        await self._write_batch()  # what waited for a verdict until now
+                await self._write_commit()
+        await self._write_commit()  # what waited for a verdict until now, and the last marks
 
-    async def _write_batch(self) -> None:
-        settled = self._settled
-        batch = _Batch()
-        count = len(settled)
-        outputs, output, encode, levels = batch.outputs, self._output, self._sink.encode, self._levels
-        for _ in range(count):
-            item = settled.popleft()
-            if item.closed or levels:
-                self._sort(item, batch)
-                continue
-            try:
-                outputs.append((item.index, encode(output(item))))
-            except (ContextConflict, ResultError) as error:
-                self._refuse(item, error, batch)
-                batch.dead += 1
-            else:
-                batch.written += 1
-        self._review(batch)
-        self.watch(batch.dead, count)
-        if batch.outputs:
-            await self._sink.write(batch.outputs)
-        if batch.letters:
+    async def _write_commit(self) -> None:
+        batch = self._next_batch()
+        commit, counters = batch.commit, self._counters
+        self.watch(batch.dead, batch.taken)
+        if commit.ordinals or commit.marks:
+            await self._output.write(commit)
+        if batch.letters and self._dead is not None:
             await self._dead.write(batch.letters)
-        self._counters.written += batch.written
-        self._counters.dropped += batch.dropped
-        self._counters.dead += batch.dead
-        self.release(count)
+        counters.written += batch.written
+        counters.dropped += batch.dropped
+        counters.dead += batch.dead - batch.retried
+        self.retried += batch.retried
+        self.release(batch.taken)
 
-    def _sort(self, record: Item, batch: _Batch) -> None:
-        """A record of which something failed, left or was made more of."""
+    def _next_batch(self) -> _Batch:
+        """What has settled so far, up to the bounds of a commit."""
+        settled, batch = self._settled, _Batch()
+        make, encode, unusual, sized = self._make, self._encode, self._unusual, self._sized
+        commit = batch.commit
+        ordinals, lines = commit.ordinals, commit.lines
+        before = len(settled)
+        size = 0
+        for _ in range(min(before, _COMMIT_RECORDS)):
+            item = settled.popleft()
+            if item.closed or unusual:
+                size += self._sort(item, batch)
+            else:
+                try:
+                    line = encode(make(item))
+                except (ContextConflict, ResultError):
+                    size += self._judged(item, (), batch)
+                else:
+                    ordinals.append(item.index)
+                    lines.append(line)
+                    batch.written += 1
+                    if sized:
+                        size += len(line)
+            if size > _COMMIT_BYTES:
+                break
+        batch.taken = before - len(settled)
+        self._review(batch)
+        commit.marks, self._marks = self._marks, []
+        return batch
+
+    def _sort(self, record: Item, batch: _Batch) -> int:
+        """A record of which something failed, left, was made more of or is tried again. Returns its bytes."""
         failed = [item for item in family(record) if item.failure is not None]
         if any(item.withheld for item in failed):
-            return
+            return 0
         if any(item.held for item in failed):
             self._held.append((record, failed))
-            return
-        self._judged(record, failed, batch)
+            return 0
+        return self._judged(record, failed, batch)
 
-    def _judged(self, record: Item, failed: Sequence[Item], batch: _Batch) -> None:
-        lines = len(batch.outputs)
-        whole = output_records(record, self._plan, on_partial=self._plan.on_partial)
-        unwritable = [item for item in whole if not self._encode(item, batch)]
-        batch.letters += [(item.index, self._letter(item, item.failure)) for item in failed if item.failure is not None]
-        if failed or unwritable:
+    def _judged(self, record: Item, failed: Sequence[Item], batch: _Batch) -> int:
+        commit = batch.commit
+        lines, letters = len(commit.lines), len(batch.letters)
+        for item in output_records(record, self._plan, on_partial=self._plan.on_partial):
+            try:
+                commit.lines.append(self._encode(self._make(item)))
+            except (ContextConflict, ResultError) as error:
+                self._refuse(item, error, batch)
+        for item in failed:
+            if item.failure is not None:
+                self._letter(item, item.failure, batch)
+        made, died = len(commit.lines) - lines, len(batch.letters) - letters
+        commit.ordinals.append(record.index)
+        if made != 1:
+            commit.line_counts[record.index] = made
+        if died:
+            commit.letter_counts[record.index] = died
             batch.dead += 1
-        elif len(batch.outputs) > lines:
+        elif made:
             batch.written += 1
         else:
             batch.dropped += 1
+        if record.reentry is not None:
+            batch.retried += 1
+            commit.resolved += record.reentry.numbers
+            if made and not record.reentry.parts:
+                commit.replaced.append(record.index)
+        if not self._sized:
+            return 0
+        return sum(map(len, commit.lines[lines:])) + sum(len(letter) for _, letter in batch.letters[letters:])
 
     def _review(self, batch: _Batch) -> None:
         """Decide on the failures that waited for the verdict on their stage, where there is one."""
@@ -169,21 +235,12 @@ class Recorder:
             else:
                 self._judged(record, failed, batch)
 
-    def _encode(self, item: Item, batch: _Batch) -> bool:
-        """Make an item's output line, or else its dead letter."""
-        try:
-            batch.outputs.append((item.index, self._sink.encode(self._output(item))))
-        except (ContextConflict, ResultError) as error:
-            self._refuse(item, error, batch)
-            return False
-        return True
-
     def _refuse(self, item: Item, error: ItemError, batch: _Batch) -> None:
         """A settled item has no form in the output."""
         stage = None
         if isinstance(error, ResultError):
             stage, error = self._culprit(item, error)
-        batch.letters.append((item.index, self._letter(item, Failure(stage, error, 1))))
+        self._letter(item, Failure(stage, error, 1), batch)
 
     def _culprit(self, item: Item, error: ResultError) -> tuple[str | None, ResultError]:
         """The first stage whose result has no form in the output, and the error with its path within that result."""
@@ -192,27 +249,53 @@ class Recorder:
         for name, value in found:
             for whole in (value, {name: value}):  # what is nested too deep may be so by its place in the record alone
                 try:
-                    self._sink.encode(whole)
+                    self._encode(whole)
                 except ResultError as refusal:
                     return name, ResultError(f"result of stage {name} is {refusal}")
         return None, error
 
-    def _letter(self, item: Item, failure: Failure) -> Any:
-        letter = dead_letter(item, failure, path=self._path, numbered=self._numbered, secrets=self._secrets)
+    def _letter(self, item: Item, failure: Failure, batch: _Batch) -> None:
+        letter = dead_letter(
+            item,
+            failure,
+            path=self._path,
+            numbered=self._numbered,
+            secrets=self._secrets,
+            plan=self._plan if self._upstream is not None else None,
+            upstream=self._upstream,
+        )
         if isinstance(item.record, BadRecord):
             self._counters.bad += 1
         self._emit(RecordDead(letter))
-        return self._dead.encode(letter)
+        encoded = self._encode_letter(letter)
+        batch.letters.append((item.index, encoded))
+        if self._dead is None:
+            batch.commit.letters.append(encoded)
+
+
+def failure_watch(limit: float | None, stop: Callable[[RunStopped], None]) -> Callable[[int, int], None]:
+    """What is told how many of how many settled records failed, and stops the run above a rate."""
+    if limit is None:
+        return lambda dead, settled: None
+    rate = FailureRate(limit)
+
+    def watch(dead: int, settled: int) -> None:
+        if sum(rate.settled(place < dead) for place in range(settled)):
+            stop(RunStopped(rate.reason(), hint="see the dead letters; raise --max-failure-rate to go on"))
+
+    return watch
 
 
 class _Batch:
-    """What one batch comes to."""
+    """A commit, its dead letters with their indices, and the records behind it by what became of them."""
 
-    __slots__ = ("dead", "dropped", "letters", "outputs", "written")
+    __slots__ = ("commit", "dead", "dropped", "letters", "retried", "taken", "written")
 
     def __init__(self) -> None:
-        self.outputs: list[Entry] = []
+        self.commit = Commit()
         self.letters: list[Entry] = []
+        self.taken = 0
         self.written = 0
         self.dropped = 0
         self.dead = 0
+        self.retried = 0

@@ -1,36 +1,34 @@
-"""The composition root: a pipeline, a source and sinks, a loop and listeners become a run and its report.
+"""The composition root: a pipeline, a source and outputs, a loop and listeners become a run and its report.
 
-The order of a run: everything that can be refused is refused (job, input, fields); the sinks are opened; resources are
-opened; records are fed while one task records what settles; the input ends or the run is stopped; what was accepted is
-finished; resources are closed; sinks are made final. A stop ends admission only. A cancellation ends the attempts too.
+The order of a run: everything that can be refused is refused (job, input, fields, what earlier runs left); resources
+are opened; records that have not settled are fed while one task records what settles; the input ends or the run is
+stopped; what was accepted is finished; the output is made final; resources are closed. A stop ends admission only. A
+cancellation ends the attempts too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from stageflow.commit import InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
-from stageflow.ends import log_letter, look_ahead, refuse_same_files, sink_of, source_of
-from stageflow.engine.attempt import describe
+from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
 from stageflow.engine.processes import ChildSetup, child_setups
 from stageflow.engine.resources import opened
 from stageflow.engine.run import Engine
 from stageflow.engine.watch import hear_stray_tasks
-from stageflow.errors import RunStopped, SourceFailed, StageflowError
-from stageflow.events import Event, RunEnded, RunStarted, Snapshot, StopRequested, Warned
-from stageflow.item import BadRecord
+from stageflow.errors import StageflowError
+from stageflow.events import Event, Resumed, RunEnded, RunStarted, Snapshot, StopRequested, Warned
+from stageflow.feeding import EarlierRuns, Feeder, retries_of
+from stageflow.fingerprint import changes, job_identity, upstream_digests
 from stageflow.options import Options
 from stageflow.plan import Plan
-from stageflow.policies.tolerance import FailureRate, Tolerance
-from stageflow.protocols import Entry, Sink
-from stageflow.recorder import Recorder
+from stageflow.policies.tolerance import Tolerance
+from stageflow.recorder import Recorder, failure_watch
 from stageflow.report.stats import RunReport, StageReport
 
 __all__ = ["Run"]
@@ -39,10 +37,9 @@ log = logging.getLogger("stageflow")
 
 
 class Run:
-    """One run, from its checks to its report.
+    """One run of a job, from its checks to its report.
 
     Args:
-        plan: The job.
         source, sink: As for :meth:`stageflow.Pipeline.run`.
         prepare: Makes the job's module importable in a worker process; ``None`` where it is anyway.
 
@@ -56,32 +53,31 @@ class Run:
         self.plan = plan
         self._prepare = prepare
         self._options = options
-        self._source = source_of(source)
-        self._sink = sink_of(sink, options, dead=False)
-        self._dead = self._dead_sink(sink)
+        self._source = source_of(spooled(source, sink, options), options)
+        self._ends = ends_of(sink, options, self.warn)
+        self._resumption = Resumption(run="")
+        self._before = EarlierRuns(self._resumption)
         self._counters = RunCounters()
+        self._recorder: Recorder | None = None
         self._engine: Engine | None = None
-        self._feeder: asyncio.Task[None] | None = None
-        self._waiting_for_input = False
+        self._feeder: Feeder | None = None
         self._stopped: StageflowError | None = None
+        self._input_changed = False
+        self._identity: InputIdentity | None = None
+        self._opened = self._dead_opened = False
         self._ended = False
         self._cutoff: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._clock: Callable[[], float] = time.monotonic
         self._began = 0.0
         self._total: int | None = None
-
-    def _dead_sink(self, sink: Any) -> Sink:
-        dead = self._options.dead
-        if dead is None and isinstance(sink, (str, os.PathLike)) and str(sink) != "-":
-            dead = f"{sink}.dead.jsonl"
-        return sink_of(log_letter if dead is None else dead, self._options, dead=True)
+        self._earlier = 0
 
     async def execute(self) -> RunReport:
         """Run it.
 
         Returns:
-            The account, also where the run was stopped by policy or by :meth:`stop`.
+            The account, also where the run was stopped by policy or by :meth:`stop`, and where there was nothing to do.
         """
         self._clock = _clock_of(asyncio.get_running_loop())
         self._task = asyncio.current_task()
@@ -89,13 +85,14 @@ class Run:
         self._total = self._source.estimate()
         look_ahead(self.plan, self._source)
         children = child_setups(self.plan, self._prepare)
-        refuse_same_files(self._source, self._sink, self._dead)
-        self._dead.open()
-        self._sink.open()
+        self._ends.refuse_same_files(self._source)
         complete = False
         try:
+            upstream = self._open()
+            if self._resumption.complete:
+                return self._report()
             async with opened(self.plan, self.warn) as resources:
-                await self._process(resources, children)
+                await self._process(resources, children, upstream)
                 complete = self._stopped is None
                 assert self._not_done() == 0 or not complete, f"{self._not_done()} records were lost"
                 # Before the resources are closed: whatever the job's code does then, the output is whole.
@@ -115,122 +112,137 @@ class Run:
                 self._cutoff.cancel()
         return self._report()
 
+    def _open(self) -> Mapping[str, str] | None:
+        """Open the outputs, and take over what earlier runs did.
+
+        Returns:
+            For a run that can be continued, by stage a digest of what its results depend on.
+
+        Raises:
+            RequestError, StorageError: It can't be written, or is not what this run could go on with.
+        """
+        options, source, ends = self._options, self._source, self._ends
+        if ends.dead is not None:
+            ends.dead.open()
+            self._dead_opened = True
+        self._identity = source.identity()
+        job = job_identity(self.plan) if ends.durable else NO_JOB
+        request = OpenRequest(
+            input=self._identity,
+            first_difference=source.first_difference,
+            job=job,
+            job_changes=changes,
+            order=options.order or "input",
+            limit=options.limit,
+            fresh=options.fresh,
+            retry_failed=options.retry_failed,
+            accept_job_change=options.accept_job_change or options.retry_failed,
+        )
+        found = self._resumption = ends.output.open(request)
+        self._opened = not found.complete
+        self._before = EarlierRuns(found)
+        counters, totals = self._counters, found.totals
+        self._earlier = totals.settled  # now, for the ledger goes on adding to them
+        counters.read, counters.written = totals.settled, totals.written
+        counters.dropped, counters.dead = totals.dropped, totals.dead
+        if not found.complete:
+            self._tell_resumed(found)
+        return upstream_digests(job, self.plan) if ends.durable else None
+
+    def _tell_resumed(self, found: Resumption) -> None:
+        notes = [*found.notes, *self._ends.notes]
+        if found.letters:
+            notes.append(f"dead letters to be tried again: {len(found.letters):,}")
+        if self._ends.durable and not self.resumable:
+            path = self._source.path
+            notes.append(f"{'stdin' if path == '-' else path or 'the input'} cannot be resumed")
+        if notes or found.epoch > 1:
+            self._emit(Resumed(found.epoch, found.totals.settled, tuple(notes)))
+
     async def _end(self, complete: bool) -> None:
         if self._ended:
             return
         self._ended = True
-        self._emit(RunEnded())
+        if self._opened:
+            self._emit(RunEnded())
+        ended = complete and self._feeder is not None and self._feeder.at_end
+        if complete and self._source.changed():
+            # What was read is whole; but there may be more of it by now.
+            self._input_changed, ended = True, False
+            self.warn(f"{self._source.path} was changed while it was read")
         try:
-            await self._sink.close(complete=complete)
+            if self._opened:
+                await self._ends.output.close(complete=complete, ended=ended)
         finally:
-            await self._dead.close(complete=complete)
+            if self._ends.dead is not None and self._dead_opened:
+                await self._ends.dead.close(complete=complete)
 
-    async def _process(self, resources: Mapping[str, Any], children: Mapping[str, ChildSetup]) -> None:
-        source, counters = self._source, self._counters
+    async def _process(
+        self, resources: Mapping[str, Any], children: Mapping[str, ChildSetup], upstream: Mapping[str, str] | None
+    ) -> None:
+        source, ends, found = self._source, self._ends, self._resumption
         recorder = self._recorder = Recorder(
             self.plan,
-            self._sink,
-            self._dead,
-            counters,
+            ends.output,
+            ends.dead,
+            self._counters,
+            encode=ends.encode,
+            encode_letter=ends.encode_letter,
+            sized=ends.durable,
             emit=self._emit,
             path=source.path,
             numbered=source.numbered,
-            in_order=self._options.order == "input" and not getattr(self._sink, "sorts", False),
+            in_order=self._options.order == "input" and not ends.durable,
+            retrying=bool(found.letters),
+            upstream=upstream,
         )
         engine = self._engine = Engine(
             self.plan,
             resources=resources,
             settled=recorder.settled,
-            stopped=self._stop_by_policy,
+            stopped=self.stop,
             broken=self._cancel_feeder,
             warn=self.warn,
             max_retry_after=self._options.max_retry_after,
             max_open_records=self._options.max_open_records,
             clock=self._clock,
-            run_id=uuid.uuid4().hex[:12],
+            run_id=found.run,
             child_setups=children,
             debug=self._options.debug,
         )
         recorder.release = engine.release
         recorder.verdict = lambda stage: engine.pools[stage].judge.probation
-        recorder.watch = self._watch_failures()
+        recorder.watch = failure_watch(self._options.max_failure_rate, self.stop)
+        self._feeder = Feeder(
+            source,
+            engine,
+            recorder,
+            self._counters,
+            found,
+            retries=retries_of(ends.output, found, self.plan, upstream or {}, self.warn),
+            options=self._options,
+            plan=self.plan,
+            warn=self.warn,
+            stop=self.stop,
+        )
         self._began = self._clock()
         self._emit(RunStarted(self.plan.name, self.snapshot))
         with hear_stray_tasks(self.warn):
-            await self._process_with(engine, recorder)
+            await self._process_with(engine, recorder, self._feeder)
+        if self._feeder.damaged is not None and self._stopped is None:
+            self._stopped = self._feeder.damaged
 
-    async def _process_with(self, engine: Engine, recorder: Recorder) -> None:
+    async def _process_with(self, engine: Engine, recorder: Recorder, feeder: Feeder) -> None:
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(recorder.write(), name="recorder")
             try:
                 async with engine:
                     if self._stopped is not None:
                         engine.stop()
-                    self._feeder = asyncio.create_task(self._feed(engine), name="feeder")
-                    await self._fed()
+                    await feeder.run()
             finally:
                 recorder.close()
             await writer
-
-    async def _fed(self) -> None:
-        """Wait for the feeder; that it was cancelled while it waited for input is how a stop ends it."""
-        assert self._feeder is not None, "nothing feeds"
-        try:
-            await self._feeder
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                self._feeder.cancel()
-                raise
-
-    async def _feed(self, engine: Engine) -> None:
-        counters, limit, expect = self._counters, self._options.limit, self._recorder.expect
-        stop_at_bad = self._options.on_bad_input == "stop"
-        look_at = {stage.name for stage in self.plan.stages.values() if stage.emit and self.plan.context is None}
-        async with contextlib.aclosing(self._source.read()) as portions:
-            while (portion := await self._next(portions)) is not None:
-                for index, record in self._guarded(portion):
-                    if stop_at_bad and type(record) is BadRecord:
-                        self._stop_by_policy(self._bad_input(index, record))
-                        return
-                    if look_at and record.__class__ is dict and not look_at.isdisjoint(record):
-                        self._overwrites(record, look_at)
-                    expect(index)
-                    if not engine.try_feed(index, record) and not await engine.feed(index, record):
-                        return
-                    counters.read += 1
-                    if counters.read == limit:
-                        return
-
-    async def _next(self, portions: AsyncIterator[Iterable[Entry]]) -> Iterable[Entry] | None:
-        self._waiting_for_input = True
-        try:
-            return await anext(portions, None)
-        except StageflowError:
-            raise
-        except Exception as error:
-            raise SourceFailed(f"the source failed: {describe(error)}") from error
-        finally:
-            self._waiting_for_input = False
-
-    def _guarded(self, portion: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries of a portion; what the caller's own iterable raises is told as its failure."""
-        try:
-            yield from portion
-        except StageflowError:
-            raise
-        except Exception as error:
-            raise SourceFailed(f"the source failed: {describe(error)}") from error
-
-    def _bad_input(self, index: int, record: BadRecord) -> RunStopped:
-        where = f"{self._source.path}:{index + 1}" if self._source.numbered else None
-        return RunStopped(str(record.error), hint="run with --on-bad-input dead to set such lines aside", where=where)
-
-    def _overwrites(self, record: Mapping[str, Any], look_at: set[str]) -> None:
-        """Tell once of each input field that bears the name of a stage."""
-        for name in sorted(look_at & record.keys()):
-            look_at.discard(name)
-            self.warn(f'the input field "{name}" is overwritten by the result of stage "{name}"')
 
     # Stopping
 
@@ -243,8 +255,8 @@ class Run:
         if self._engine is not None:
             self._engine.stop()
             open_records = self._engine.credits.taken
-        if self._waiting_for_input and self._feeder is not None:
-            self._feeder.cancel()
+        if self._feeder is not None:
+            self._feeder.stop()
         self._emit(StopRequested(str(error), open_records, self._options.grace))
         self._cutoff = asyncio.get_running_loop().call_later(self._options.grace, self.cancel)
 
@@ -255,6 +267,7 @@ class Run:
             if open_records:
                 self._emit(StopRequested("cancelled", open_records, 0.0, cancelled=True))
             self._engine.cancel()
+            self._ends.output.give_up_waiting()
         elif self._task is not None:
             self._task.cancel()
         self._cancel_feeder()
@@ -262,24 +275,6 @@ class Run:
     def _cancel_feeder(self) -> None:
         if self._feeder is not None:
             self._feeder.cancel()
-
-    def _watch_failures(self) -> Callable[[int, int], None]:
-        """What is told how many of how many settled records failed, for ``--max-failure-rate``."""
-        limit = self._options.max_failure_rate
-        if limit is None:
-            return lambda dead, settled: None
-        rate = FailureRate(limit)
-
-        def watch(dead: int, settled: int) -> None:
-            if sum(rate.settled(place < dead) for place in range(settled)):
-                self._stop_by_policy(
-                    RunStopped(rate.reason(), hint="see the dead letters; raise --max-failure-rate to go on")
-                )
-
-        return watch
-
-    def _stop_by_policy(self, error: RunStopped) -> None:
-        self.stop(error)
 
     # What others see
 
@@ -302,12 +297,28 @@ class Run:
         """The resources are open, and records are read."""
         return self._engine is not None
 
+    @property
+    def durable(self) -> bool:
+        """Whether what is done is kept in a ledger."""
+        return self._ends.durable
+
+    @property
+    def stopped_by(self) -> StageflowError | None:
+        """What ended the run before its input did."""
+        return self._stopped
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a later run can go on with what this one leaves undone."""
+        return self._ends.durable and self._identity is not None
+
     def warn(self, message: str) -> None:
         self._emit(Warned(message))
 
     def _emit(self, event: Event) -> None:
-        if not self._options.listeners and isinstance(event, Warned):
-            log.warning(event.message)
+        if not self._options.listeners and isinstance(event, (Warned, Resumed)):
+            for message in (event.message,) if isinstance(event, Warned) else event.notes:
+                log.warning(message)
         for listener in self._options.listeners:
             try:
                 listener.on_event(event)
@@ -328,6 +339,8 @@ class Run:
     def _exit_code(self) -> int:
         if self._stopped is not None:
             return self._stopped.exit_code
+        if self._input_changed:
+            return 3
         counters = self._counters
         if not counters.dead:
             return 0
@@ -335,9 +348,9 @@ class Run:
         return 0 if allowed is not None and Tolerance.parse(allowed).allows(counters.dead, counters.read) else 3
 
     def _report(self) -> RunReport:
-        counters, engine = self._counters, self._engine
-        assert engine is not None, "a report of a run that did not begin"
-        seconds = self._clock() - self._began
+        counters, engine, complete = self._counters, self._engine, self._resumption.complete
+        assert engine is not None or complete, "a report of a run that did not begin"
+        seconds = self._clock() - self._began if engine is not None else 0.0
         stages = {
             name: StageReport.of(
                 pool.counters,
@@ -349,23 +362,26 @@ class Run:
                 seconds=seconds,
                 run=pool.stage.run,
             )
-            for name, pool in engine.pools.items()
+            for name, pool in (engine.pools.items() if engine is not None else ())
         }
+        retried = self._recorder.retried if self._recorder is not None else 0
         return RunReport(
             pipeline=self.plan.name,
             read=counters.read,
-            blank=self._source.blank,
+            blank=self._before.blank_lines(self._source),
             bad=counters.bad,
             written=counters.written,
             dropped=counters.dropped,
             dead=counters.dead,
             not_done=self._not_done(),
             seconds=seconds,
-            stopped=self._reason(engine) if self._stopped else None,
+            stopped=self._reason(engine) if self._stopped and engine is not None else None,
             exit_code=self._exit_code(),
-            peak_open=engine.credits.peak,
-            max_open_records=engine.credits.limit,
+            peak_open=engine.credits.peak if engine is not None else 0,
+            max_open_records=engine.credits.limit if engine is not None else 0,
             stages=stages,
+            earlier=self._earlier - retried,
+            already_complete=complete,
         )
 
 

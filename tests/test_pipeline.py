@@ -178,7 +178,7 @@ def test_run_sync_from_path_to_path(loop: str, tmp_path: Path) -> None:
     report = doubling(0.0).run_sync(source, target, loop=loop)
     assert report.written == 2
     assert [json.loads(line)["plus_one"] for line in target.read_text().splitlines()] == [3, 5]
-    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl", "out.jsonl.ledger"]
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
@@ -231,7 +231,7 @@ def test_dead_letters_of_a_file_go_beside_it(form: Callable[[Path], Any], tmp_pa
 
     target = form(tmp_path / "out.jsonl")
     assert one_stage(fails).run_sync(numbers(1), target).exit_code == 3
-    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl.dead.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.jsonl.dead.jsonl", "out.jsonl.ledger"]
 
 
 def test_dead_letters_with_nowhere_to_go_are_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -250,6 +250,14 @@ def test_dead_letters_with_nowhere_to_go_are_logged(caplog: pytest.LogCaptureFix
         ({"limit": 0}, "limit must be a positive integer, not 0", None),
         ({"max_open_records": -1}, "max_open_records must be a positive integer, not -1", None),
         ({"order": "random"}, 'order must be "input" or "completion", not \'random\'', None),
+        ({"max_input_bytes": 0}, "max_input_bytes must be a positive integer, not 0", None),
+        ({"disk_full_wait": -1}, "disk_full_wait must be a number of seconds, not -1", None),
+        ({"fsync": "often"}, "fsync often: expected interval=SECONDS, group or off", "for instance interval=1s"),
+        (
+            {"fsync": "interval=0s"},
+            "fsync interval=0s: expected interval=SECONDS, group or off",
+            "for instance interval=1s",
+        ),
         ({"on_bad_input": "skip"}, 'on_bad_input must be "dead" or "stop", not \'skip\'', None),
     ],
 )
@@ -865,6 +873,8 @@ def test_a_dead_letter_ends_the_record_and_nothing_else() -> None:
 def test_the_fields_of_a_dead_letter() -> None:
     before = datetime.datetime.now(datetime.UTC)
     (letter,) = run(failing(), [{"x": 1}, {"x": 0, "id": "b"}]).dead
+    assert list(letter)[-2:] == ["at", "retry"]
+    del letter["retry"]  # where a later run can go on: see tests/engine/test_reentry.py
     at = datetime.datetime.fromisoformat(letter.pop("at"))
     assert abs(at - before) < datetime.timedelta(minutes=1)
     trace = letter["error"].pop("trace")
@@ -1061,7 +1071,6 @@ RAISED = [
     ),
     pytest.param(Unspeakable, "Unspeakable", "(its message can't be read)", id="unreadable"),
     pytest.param(lambda: ValueError("a" * 10_000_000), "ValueError", "a" * 2048, id="long"),
-    pytest.param(MemoryError, "MemoryError", "", id="MemoryError"),
     pytest.param(RecursionError, "RecursionError", "", id="RecursionError"),
 ]
 

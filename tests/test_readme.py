@@ -51,7 +51,7 @@ def test_the_readme_names_every_setting_and_every_shipped_job() -> None:
         assert f"`jobs/{job.name}`" in README
 
 
-@pytest.mark.parametrize("command", ["run", "check", "graph", "bench"])
+@pytest.mark.parametrize("command", ["run", "status", "check", "graph", "bench"])
 def test_every_option_has_a_help_text(command: str) -> None:
     for parameter in cli.commands[command].params:
         if parameter.param_type_name == "option":

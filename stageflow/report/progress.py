@@ -14,7 +14,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from stageflow.events import Event, RecordDead, RunEnded, RunStarted, Snapshot, StageSnapshot, StopRequested, Warned
+from stageflow.events import (
+    Event,
+    RecordDead,
+    Resumed,
+    RunEnded,
+    RunStarted,
+    Snapshot,
+    StageSnapshot,
+    StopRequested,
+    Warned,
+)
 from stageflow.report.text import cells, clip, count, duration, pad, printable, rate
 
 if TYPE_CHECKING:
@@ -221,6 +231,11 @@ class _Messages:
                 self._snapshot = event.snapshot
             case Warned():
                 self._say(f"warning: {event.message}")
+            case Resumed():
+                if event.epoch > 1:
+                    self._say(f"resuming: {count(event.done)} record{'' if event.done == 1 else 's'} done before")
+                for note in event.notes:
+                    self._say(f"note: {note}")
             case StopRequested():
                 self._reading = False
                 self._say(_stop_line(event))

@@ -98,6 +98,9 @@ class StageReport:
 class RunReport:
     """A whole run: ``read == written + dropped + dead + not_done``, in input records.
 
+    Where a run goes on with what earlier ones left, the account is of all of them together; the seconds, the stages and
+    ``bad`` are of this one.
+
     Args:
         read: Records and unreadable lines taken from the source; ``blank`` lines are not among them.
         bad: Those of ``dead`` that were unreadable lines.
@@ -107,6 +110,8 @@ class RunReport:
         exit_code: What ``stageflow run`` exits with.
         stages: By name, in execution order.
         peak_open: The most records admitted and not yet settled.
+        earlier: Records that earlier runs had settled, and this one did not do again.
+        already_complete: Earlier runs had done everything; nothing was read, called or written.
     """
 
     pipeline: str
@@ -123,11 +128,18 @@ class RunReport:
     peak_open: int
     max_open_records: int
     stages: Mapping[str, StageReport] = field(default_factory=dict)
+    earlier: int = 0
+    already_complete: bool = False
+
+    @property
+    def settled(self) -> int:
+        """Input records that this run settled."""
+        return self.written + self.dropped + self.dead - self.earlier
 
     @property
     def per_second(self) -> float:
-        """Input records settled per second."""
-        return (self.written + self.dropped + self.dead) / max(self.seconds, 1e-9)
+        """Input records that this run settled per second."""
+        return self.settled / max(self.seconds, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, for JSON."""

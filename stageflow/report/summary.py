@@ -80,6 +80,8 @@ def _head(report: RunReport) -> list[str]:
     speed = f"{report.per_second:,.0f}" if report.per_second >= 9.95 else f"{report.per_second:.2g}"
     lines = [f"{count(report.read)} read = {' + '.join(terms)} in {duration(report.seconds)} ({speed} records/s)"]
     notes = []
+    if report.earlier:
+        notes.append(f"{count(report.earlier)} of them in earlier runs")
     if report.bad:
         notes.append(f"{count(report.bad)} of the dead could not be read as records")
     if report.blank:
@@ -183,7 +185,7 @@ def _lines(columns: Sequence[_Column]) -> list[str]:
 def bottleneck(report: RunReport) -> str:
     """One sentence: what bound the throughput, and what would widen it. The module's docstring has the rules."""
     stages = list(report.stages.values())
-    settled = report.written + report.dropped + report.dead
+    settled = report.settled
     if not stages or settled < _ENOUGH_RECORDS or report.seconds < _ENOUGH_SECONDS:
         return f"{_records(settled)} in {duration(report.seconds)} are too little to judge what binds the throughput."
     calls_per_second = sum(stage.received for stage in stages) / report.seconds

@@ -27,7 +27,7 @@ def test_a_run_writes_results_and_says_what_it_came_to(folder: Folder) -> None:
     assert (told.code, told.out) == (0, "")
     assert records(folder.read("out.jsonl")) == LINES
     assert "2 read = 2 written + 0 dropped + 0 dead" in told.err
-    assert folder.names() == ["good.jsonl", "in.jsonl", "job.py", "out.jsonl"]
+    assert folder.names() == ["good.jsonl", "in.jsonl", "job.py", "out.jsonl", "out.jsonl.ledger"]
 
 
 def test_dead_letters_make_it_exit_3(folder: Folder) -> None:
@@ -38,7 +38,10 @@ def test_dead_letters_make_it_exit_3(folder: Folder) -> None:
     assert (letter["index"], letter["line"], letter["path"], letter["stage"]) == (1, 2, "in.jsonl", "inverse")
     assert letter["results"] == {"double": 0}
     assert "stageflow: record 1 (line 2) failed at inverse: ZeroDivisionError: " in told.err
-    assert told.error[-1] == "stageflow: 1 dead letter: see out.jsonl.dead.jsonl"
+    assert told.error[-2:] == [
+        "stageflow: 1 dead letter: see out.jsonl.dead.jsonl",
+        "  hint: to try them again: stageflow run job.py in.jsonl -o out.jsonl --progress off --retry-failed",
+    ]
     assert os.stat("out.jsonl.dead.jsonl").st_mode & 0o077 == 0
 
 
@@ -167,8 +170,9 @@ def test_an_existing_output_is_refused_and_left_as_it_is(folder: Folder) -> None
     told = folder.stageflow("run", "job.py", "good.jsonl", "-o", "out.jsonl")
     assert told.code == 2
     assert told.error == [
-        "stageflow: error: out.jsonl exists",
-        "  hint: choose another -o, or pass --fresh to keep it under another name",
+        "stageflow: error: out.jsonl exists and was not written by stageflow, or its ledger is gone",
+        "  hint: choose another name, restore out.jsonl.ledger, or start anew with --fresh, which keeps the old files "
+        "under other names",
     ]
     assert folder.read("out.jsonl") == "precious\n"
     assert folder.names() == ["good.jsonl", "in.jsonl", "job.py", "out.jsonl"]
@@ -179,8 +183,8 @@ def test_fresh_renames_and_never_deletes(folder: Folder) -> None:
         assert folder.stageflow(
             "run", "job.py", "in.jsonl", "-o", "out.jsonl", "-p", f"factor={number + 1}", "--fresh"
         ).code
-    dead = [f"out.jsonl.dead.jsonl{end}" for end in ("", ".1", ".2")]
-    assert folder.names() == ["good.jsonl", "in.jsonl", "job.py", "out.jsonl", "out.jsonl.1", "out.jsonl.2", *dead]
+    beside = [f"out.jsonl.{name}{end}" for name in ("dead.jsonl", "ledger") for end in ("", ".1", ".2")]
+    assert folder.names() == ["good.jsonl", "in.jsonl", "job.py", "out.jsonl", "out.jsonl.1", "out.jsonl.2", *beside]
     doubles = [records(folder.read(name))[0]["double"] for name in ("out.jsonl.1", "out.jsonl.2", "out.jsonl")]
     assert doubles == [1, 2, 3]
 

@@ -106,7 +106,10 @@ def test_one_interrupt_finishes_what_is_in_flight(folder: Folder, waits: Callabl
     folder.write("go", "")
     assert running.ends() == 130
     assert sorted(written()) == list(range(begun()))
-    assert f"stageflow: stopped: {begun()} of {begun()} read records done" in running.err
+    assert running.err.endswith(
+        f"stageflow: stopped: {begun()} of ~{RECORDS} done; resume with the same command\n"
+        "  hint: stageflow run waits.py:pipeline many.jsonl -o out.jsonl --progress log --max-open-records 8\n"
+    )
     assert "Traceback" not in running.err
     assert not os.path.exists("out.jsonl")
 
@@ -129,7 +132,7 @@ def test_a_second_signal_cancels_and_keeps_what_was_done(
     assert time.monotonic() - sent < 2.0
     assert all(x % 2 == 0 for x in written())
     assert len(written()) == begun() - 8
-    assert f"stopped: {len(written())} of {begun()} read records done" in running.err
+    assert f"stopped: {len(written())} of ~{RECORDS} done; resume with the same command\n" in running.err
     assert "Traceback" not in running.err
 
 
@@ -187,17 +190,37 @@ def test_a_hang_up_that_was_ignored_at_the_start_still_is(folder: Folder, waits:
     assert written("out.jsonl") == list(range(RECORDS))
 
 
-def test_an_interrupted_output_is_not_written_over(folder: Folder, waits: Callable[..., Running]) -> None:
+def test_the_same_command_goes_on_with_an_interrupted_run(folder: Folder, waits: Callable[..., Running]) -> None:
     running = waits()
     running.signal(signal.SIGINT)
     running.until_it_says("stopping: finishing")
     running.signal(signal.SIGINT)
     assert running.ends() == 130
     before = written()
-    told = folder.stageflow("run", "waits.py:pipeline", "many.jsonl", "-o", "out.jsonl")
+    folder.write("go", "")
+    for name in [name for name in os.listdir() if name.startswith("begun")]:
+        os.unlink(name)
+    command = ["run", "waits.py:pipeline", "many.jsonl", "-o", "out.jsonl", "--progress", "off"]
+    told = folder.stageflow(*command)
+    assert told.code == 0
+    assert told.error[0] == f"stageflow: resuming: {len(before)} records done before"
+    assert f"{RECORDS} read = {RECORDS} written" in told.err
+    assert f"{len(before)} of them in earlier runs" in told.err
+    assert written("out.jsonl") == list(range(RECORDS))
+    assert begun() == RECORDS - len(before), "what was done is not done again"
+    told = folder.stageflow(*command)
+    assert (told.code, told.error) == (
+        0,
+        [f"stageflow: already complete: {RECORDS} inputs, {RECORDS} results, 0 dead letters"],
+    )
+
+
+def test_a_partial_output_without_its_ledger_is_not_written_over(folder: Folder) -> None:
+    folder.write("out.jsonl.partial", "precious\n")
+    told = folder.stageflow("run", "job.py", "good.jsonl", "-o", "out.jsonl")
     assert (told.code, len(told.error)) == (2, 2)
-    assert "out.jsonl.partial exists, from an interrupted run" in told.error[0]
-    assert written() == before
+    assert "out.jsonl.partial exists and was not written by stageflow, or its ledger is gone" in told.error[0]
+    assert folder.read("out.jsonl.partial") == "precious\n"
 
 
 def test_an_interrupt_while_the_input_is_waited_for(folder: Folder, start: Callable[..., Running]) -> None:

@@ -143,8 +143,9 @@ def test_a_stderr_that_is_full_ends_nothing(folder: Folder) -> None:
 def test_an_output_that_is_full_exits_5(folder: Folder) -> None:
     told = folder.stageflow("run", "job.py", "good.jsonl", "-o", "/dev/full", "--progress", "off")
     assert told.code == 5
-    assert (len(told.error), told.error[0]) == (
-        2,
+    assert (len(told.error), told.error[0], told.error[1]) == (
+        3,
+        "stageflow: note: output is not a regular file, resume is off",
         "stageflow: error: cannot write /dev/full: No space left on device",
     )
 

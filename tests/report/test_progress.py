@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stageflow.events import RecordDead, RunEnded, RunStarted, Snapshot, StageSnapshot, StopRequested, Warned
+from stageflow.events import RecordDead, Resumed, RunEnded, RunStarted, Snapshot, StageSnapshot, StopRequested, Warned
 from stageflow.report import progress
 from stageflow.report.progress import ProgressBar, ProgressLog, make_progress, waiting_for
 
@@ -412,3 +412,17 @@ def test_a_stream_that_lacks_characters(make: type[ProgressBar] | type[ProgressL
     listener.on_event(RunEnded())
     assert b"gr??e" in raw.getvalue()
     assert b"stageflow: warning: ??" in raw.getvalue()
+
+
+def test_what_is_taken_up_is_told_with_what_there_is_to_know() -> None:
+    stream = io.StringIO()
+    listener = make_progress("log", stream)
+    listener.on_event(Resumed(1, 0, ("stdin cannot be resumed",)))
+    listener.on_event(Resumed(3, 1200, ("input grew from 3 to 5 lines",)))
+    listener.on_event(Resumed(2, 1, ()))
+    assert stream.getvalue().splitlines() == [
+        "stageflow: note: stdin cannot be resumed",
+        "stageflow: resuming: 1,200 records done before",
+        "stageflow: note: input grew from 3 to 5 lines",
+        "stageflow: resuming: 1 record done before",
+    ]

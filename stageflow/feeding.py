@@ -1,0 +1,211 @@
+"""What lets records in: the dead letters to try again, then the input without what earlier runs have settled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from stageflow.commit import BLANK, LetterPlace, Resumption
+from stageflow.counters import RunCounters
+from stageflow.ends import RunOutput
+from stageflow.engine.attempt import describe
+from stageflow.engine.run import Engine
+from stageflow.errors import InputDamaged, RunStopped, SourceFailed, StageflowError
+from stageflow.item import BadRecord
+from stageflow.options import Options
+from stageflow.plan import Plan
+from stageflow.protocols import Entry, Source
+from stageflow.recorder import Recorder
+from stageflow.retries import reentries
+
+__all__ = ["Feeder", "EarlierRuns", "retries_of"]
+
+
+class EarlierRuns:
+    """How far earlier runs came in the input, in numbers taken before anything is added.
+
+    Attributes:
+        records: Records before the place where reading begins.
+        blank: Blank lines that are known; ``ahead``: those of them behind that place, which will be met again.
+    """
+
+    def __init__(self, resumption: Resumption) -> None:
+        done, start = resumption.done, resumption.start.lines if resumption.start is not None else 0
+        before = done.count(BLANK, 0, start)
+        self.records = start - before
+        self.blank = done.count(BLANK)
+        self.ahead = self.blank - before
+
+    def blank_lines(self, source: Source) -> int:
+        """All blank lines so far, those of earlier runs included."""
+        return self.blank + max(0, source.blank - self.ahead)
+
+
+def retries_of(
+    output: RunOutput, resumption: Resumption, plan: Plan, upstream: Mapping[str, str], warn: Callable[[str], None]
+) -> Iterator[Entry]:
+    """The records of the dead letters that are to be tried again, read as they are asked for."""
+    staying = 0
+
+    def stays(place: LetterPlace) -> None:
+        nonlocal staying
+        staying += 1
+
+    letters = ((place, output.read_letter(place)) for place in resumption.letters)
+    yield from reentries(letters, plan, upstream, passed_over=stays)
+    if staying:
+        warn(f"dead letters without a record that could be tried again stay as they are: {staying:,}")
+
+
+class Feeder:
+    """Feeds the engine in a task of its own, so that a stop can end a wait for input and nothing else.
+
+    Args:
+        retries: Records of earlier dead letters, with their indices; they come first.
+        options: How much to read, and what an unreadable line does.
+        plan: The job: a field of the input that bears the name of a stage is told of once.
+        warn, stop: Tell the user; stop the run.
+
+    Attributes:
+        at_end: The end of the input was reached.
+        damaged: Why it ended before it should.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        engine: Engine,
+        recorder: Recorder,
+        counters: RunCounters,
+        resumption: Resumption,
+        *,
+        retries: Iterable[Entry],
+        options: Options,
+        plan: Plan,
+        warn: Callable[[str], None],
+        stop: Callable[[RunStopped], None],
+    ) -> None:
+        self._source = source
+        self._engine = engine
+        self._recorder = recorder
+        self._counters = counters
+        self._resumption = resumption
+        self._before = EarlierRuns(resumption).records
+        self._retries = retries
+        self._limit = options.limit
+        self._stop_at_bad = options.on_bad_input == "stop"
+        self._overwritten = {s.name for s in plan.stages.values() if s.emit and plan.context is None}
+        self._warn = warn
+        self._stop = stop
+        self._told = 0
+        self._waiting = False
+        self._task: asyncio.Task[None] | None = None
+        self.at_end = False
+        self.damaged: InputDamaged | None = None
+
+    async def run(self) -> None:
+        """Feed until the input ends, or admission does. That it is cancelled while it waits is how a stop ends it."""
+        self._task = asyncio.create_task(self._feed(), name="feeder")
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                self._task.cancel()
+                raise
+
+    def stop(self) -> None:
+        """Wait for no more input. A record that is just let in is let in wholly."""
+        if self._waiting:
+            self.cancel()
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _feed(self) -> None:
+        try:
+            if await self._feed_retries():
+                await self._feed_input()
+        except InputDamaged as error:
+            self.damaged = error
+        except RunStopped as error:  # the source's own bound was reached
+            self._stop(error)
+        finally:
+            self._pass_on()
+
+    async def _feed_retries(self) -> bool:
+        for index, reentry in self._retries:
+            self._recorder.expect(index)
+            if not await self._engine.feed(index, reentry):
+                return False
+        return True
+
+    async def _feed_input(self) -> None:
+        counters, limit, expect, engine = self._counters, self._limit, self._recorder.expect, self._engine
+        overwritten, done = self._overwritten, self._resumption.done
+        known, place = len(done), self._before
+        if limit is not None and place >= limit:
+            return
+        async with contextlib.aclosing(self._source.read(self._resumption.start)) as portions:
+            while (portion := await self._next(portions)) is not None:
+                # Before any of it can settle: what settles must lie before a mark, or a change of it would go unseen.
+                self._pass_on()
+                for index, record in _guarded(portion):
+                    place += 1
+                    if index < known and done[index]:
+                        if place == limit:
+                            return
+                        continue
+                    if self._stop_at_bad and type(record) is BadRecord:
+                        self._stop(self._bad_input(index, record))
+                        return
+                    if overwritten and record.__class__ is dict and not overwritten.isdisjoint(record):
+                        self._tell_overwritten(record)
+                    expect(index)
+                    if not engine.try_feed(index, record) and not await engine.feed(index, record):
+                        return
+                    counters.read += 1
+                    if place == limit:
+                        return
+        self.at_end = True
+
+    async def _next(self, portions: AsyncGenerator[Iterable[Entry], None]) -> Iterable[Entry] | None:
+        self._waiting = True
+        try:
+            return await anext(portions, None)
+        except StageflowError:
+            raise
+        except Exception as error:
+            raise SourceFailed(f"the source failed: {describe(error)}") from error
+        finally:
+            self._waiting = False
+
+    def _pass_on(self) -> None:
+        """What the source says beside its records: how far it was read, and what was odd about it."""
+        self._recorder.mark(self._source.take_marks())
+        warnings = getattr(self._source, "warnings", ())
+        for message in warnings[self._told :]:
+            self._warn(message)
+        self._told = len(warnings)
+
+    def _bad_input(self, index: int, record: BadRecord) -> RunStopped:
+        where = f"{self._source.path}:{index + 1}" if self._source.numbered else None
+        return RunStopped(str(record.error), hint="run with --on-bad-input dead to set such lines aside", where=where)
+
+    def _tell_overwritten(self, record: Mapping[str, Any]) -> None:
+        for name in sorted(self._overwritten & record.keys()):
+            self._overwritten.discard(name)
+            self._warn(f'the input field "{name}" is overwritten by the result of stage "{name}"')
+
+
+def _guarded(portion: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries of a portion; what the caller's own iterable raises is told as its failure."""
+    try:
+        yield from portion
+    except StageflowError:
+        raise
+    except Exception as error:
+        raise SourceFailed(f"the source failed: {describe(error)}") from error

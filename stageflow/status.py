@@ -1,0 +1,47 @@
+"""``stageflow status``: what the ledger beside an output says, in plain lines or as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from stageflow.ledger.status import LedgerStatus, status
+
+__all__ = ["status_json", "status_text"]
+
+
+def status_text(path: str) -> str:
+    """How far the run behind an output is, a line for each thing there is to say.
+
+    Raises:
+        RequestError: There is no ledger, or it can't be read.
+    """
+    return "\n".join(_lines(path, status(path)))
+
+
+def status_json(path: str) -> str:
+    """The same as one line of JSON.
+
+    Raises:
+        RequestError: As :func:`status_text`.
+    """
+    found = status(path)
+    return json.dumps({"output": path, **asdict(found), "settled": found.totals.settled})
+
+
+def _lines(path: str, found: LedgerStatus) -> list[str]:
+    totals, holder = found.totals, found.holder
+    by = f" (pid {holder.pid} on {holder.host} since {holder.since})" if holder is not None else ""
+    left = f", about {found.left:,} left" if found.left else ""
+    lines = [
+        f"{path}: {found.state}{by}",
+        f"  {totals.settled:,} records done = {totals.written:,} written + {totals.dropped:,} dropped + "
+        f"{totals.dead:,} dead{left}",
+        f"  run {found.run}, started {'once' if found.epoch == 1 else f'{found.epoch} times'}: "
+        f"{found.job} over {found.input or 'an input that can not be resumed'}",
+    ]
+    if found.letters:
+        lines.append(f"  {found.letters:,} dead letter{'' if found.letters == 1 else 's'} not tried again")
+    if found.last_sync is not None:
+        lines.append(f"  safe from a power loss: {found.synced.settled:,} records, at {found.last_sync}")
+    return lines
