@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -24,7 +23,7 @@ from stageflow.errors import InputDamaged, OutputLocked, RequestError, RunStoppe
 from stageflow.loader import Job, load
 from stageflow.options import Options
 from stageflow.plan import Override
-from stageflow.policies.redact import MASK, redact, secrets_of
+from stageflow.policies.redact import MASK, SECRET_NAME, redact, secrets_of
 from stageflow.policies.tolerance import Tolerance, parse_rate
 from stageflow.report.progress import Progress, make_progress
 from stageflow.report.stats import RunReport
@@ -54,9 +53,6 @@ _AS_GIVEN = (
     "max_retry_after",
 )
 """Options that are the same on the command line and from Python."""
-
-_SECRET_NAME = re.compile(r"KEY(?!WORD)|TOKEN(?!S)|SECRET|PASSWORD", re.IGNORECASE)
-"""In the name of a parameter whose value is not shown."""
 
 Overrides = Callable[[Job, Mapping[str, Any]], tuple[Override, ...]]
 
@@ -137,7 +133,7 @@ def again(typed: Sequence[str], *more: str) -> str:
 
 def _masked(word: str, secrets: Collection[str]) -> str:
     name, equals, _ = word.partition("=")
-    return f"{name}={MASK}" if equals and _SECRET_NAME.search(name) else redact(word, secrets)
+    return f"{name}={MASK}" if equals and SECRET_NAME.search(name) else redact(word, secrets)
 
 
 def _columns() -> int:

@@ -43,6 +43,7 @@ LAYERS: dict[str, int] = {
     "loader": 6,
     "fingerprint": 6,
     "feeding": 6,
+    "syntax": 6,
     "retries": 6,
     "status": 6,
     "chaos": 6,

@@ -14,16 +14,19 @@ import urllib.parse
 from collections.abc import Collection, Mapping
 from typing import Final
 
-__all__ = ["MASK", "redact", "secrets_of"]
+__all__ = ["MASK", "SECRET_NAME", "redact", "secrets_of"]
 
 MASK: Final = "***"
 """Shorter than any secret, so that none can be part of it."""
+
+SECRET_NAME: Final = re.compile(r"KEY(?!WORD)|TOKEN(?!S)|SECRET|PASSWORD", re.IGNORECASE)
+"""In the name of a job's parameter whose value is a secret. ``max_tokens`` and ``keyword`` are none."""
 
 _LIMIT: Final = 65_536
 _MARGIN: Final = 16_384
 """The longest header that servers take, or more: what stands so far from a cut was recognised as what it is."""
 _SHORTEST: Final = 8
-_SECRET_NAME: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
+_SECRET_VARIABLE: Final = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
 
 _HEADERS: Final = ("authorization", "cookie", "api-key", "api_key", "apikey")
 """``Proxy-Authorization``, ``Set-Cookie`` and ``X-API-Key`` end so."""
@@ -66,7 +69,7 @@ def secrets_of(environment: Mapping[str, str]) -> frozenset[str]:
     found: set[str] = set()
     for name, given in environment.items():
         value = given.strip()
-        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
+        if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name):
             quoted = urllib.parse.quote(value, safe="", errors="replace")
             found |= {value, quoted, json.dumps(value)[1:-1], repr(value)[1:-1]}
     return frozenset(found)
