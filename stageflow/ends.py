@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from stageflow.commit import Commit, JobIdentity, LetterPlace, OpenRequest, Resumption
-from stageflow.errors import RequestError
+from stageflow.errors import RequestError, StorageError
 from stageflow.graph import nearest
 from stageflow.options import Options, parse_fsync
 from stageflow.plan import Plan
@@ -213,11 +213,14 @@ def _copy_stdin(spool: str) -> None:
         os.close(directory)
 
 
-def ends_of(sink: Any, options: Options, tell: Callable[[str], None]) -> Ends:
+def ends_of(
+    sink: Any, options: Options, *, tell: Callable[[str], None], failed: Callable[[StorageError], None]
+) -> Ends:
     """Where a run ends, from what a caller gave: a path, a list, a function, or a sink; and ``dead=`` likewise.
 
     Args:
         tell: Called with what the user should know at once.
+        failed: Called where the disk fails while nothing is being written: the run must end.
     """
     path = _path_of(sink)
     dead_path = _path_of(options.dead)
@@ -227,7 +230,7 @@ def ends_of(sink: Any, options: Options, tell: Callable[[str], None]) -> Ends:
     paths = {"output": path or getattr(sink, "path", None), "dead letters": dead_path}
     found = {what: where for what, where in paths.items() if where not in (None, "-")}
     if path is not None and _is_regular(path):
-        return _durable(path, given, options, tell, found)
+        return _durable(path, given, options, found, tell=tell, failed=failed)
     direct = _sink_of(sink)
     dead = _dead_sink(log_letter if given is None else given, options)
     notes = ("output is not a regular file, resume is off",) if path not in (None, "-") else ()
@@ -242,7 +245,15 @@ def ends_of(sink: Any, options: Options, tell: Callable[[str], None]) -> Ends:
     )
 
 
-def _durable(path: str, given: Any, options: Options, tell: Callable[[str], None], paths: Mapping[str, str]) -> Ends:
+def _durable(
+    path: str,
+    given: Any,
+    options: Options,
+    paths: Mapping[str, str],
+    *,
+    tell: Callable[[str], None],
+    failed: Callable[[StorageError], None],
+) -> Ends:
     from stageflow.adapters.jsonl.encode import encode_leniently, encode_strictly
     from stageflow.ledger import LedgerOutput
 
@@ -256,6 +267,7 @@ def _durable(path: str, given: Any, options: Options, tell: Callable[[str], None
         interval=interval,
         disk_full_wait=options.disk_full_wait,
         tell=tell,
+        failed=failed,
     )
     return Ends(
         output=output,

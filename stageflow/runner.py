@@ -54,7 +54,7 @@ class Run:
         self._prepare = prepare
         self._options = options
         self._source = source_of(spooled(source, sink, options), options)
-        self._ends = ends_of(sink, options, self.warn)
+        self._ends = ends_of(sink, options, tell=self.warn, failed=self.stop)
         self._resumption = Resumption(run="")
         self._before = EarlierRuns(self._resumption)
         self._counters = RunCounters()

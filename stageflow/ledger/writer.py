@@ -43,6 +43,7 @@ class LedgerOutput:
             ``"group"`` after every commit; ``"off"`` only at the end, which survives a kill but no loss of power.
         disk_full_wait: Seconds to wait for space on a full disk before the run ends.
         tell: Tells the user something; called on the loop.
+        failed: Called on the loop when the disk reports an error between two commits; the next one would raise it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LedgerOutput:
         interval: float = 1.0,
         disk_full_wait: float = 600.0,
         tell: Callable[[str], None] = lambda text: None,
+        failed: Callable[[StorageError], None] = lambda error: None,
         disk: Disk | None = None,
     ) -> None:
         self._names = Names(path, dead)
@@ -62,6 +64,7 @@ class LedgerOutput:
         self._interval = interval
         self._disk_full_wait = disk_full_wait
         self._tell = tell
+        self._failed = failed
         self._order = "input"
         self._store: Store | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -161,12 +164,14 @@ class LedgerOutput:
         self._syncing = asyncio.create_task(self._sync(), name="ledger sync")
 
     async def _sync(self) -> None:
-        # The store keeps a failure, and raises it where the next commit is written. That there is no room for the
-        # marker is none: what it would say is true all the same. Behind the last line of a run nothing may follow.
         if self._closing:
-            return
-        with suppress(StorageError):
-            await self._in_thread(self._open.sync)
+            return  # behind the last line of a run nothing may follow
+        # That there is no room for the marker is no failure: what it would say is true all the same.
+        with suppress(OutOfSpace):
+            try:
+                await self._in_thread(self._open.sync)
+            except StorageError as error:
+                self._failed(error)
 
     # In the thread
 
