@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE))  # the scripts run alone, so they know each other 
 
 import workload  # noqa: E402 - the path comes first
 
-SCRIPTS = ("engine", "sleeping", "jsonl", "memory", "sweep")
+SCRIPTS = ("engine", "sleeping", "jsonl", "durability", "memory", "sweep")
 WITHOUT_LOOP = ("quality",)
 
 

@@ -119,6 +119,8 @@ def _hint_at_command(error: StorageError, run: Run, typed: Sequence[str]) -> Non
         if error.hint is not None and "--accept-job-change" in error.hint:
             error.hint = f"{again(typed, '--accept-job-change')} goes on with the new job, --fresh starts anew"
     elif run.started and run.resumable:
+        if isinstance(run.stopped_by, Interrupted):  # the file that was being put in order when it was asked to end
+            error.exit_code = run.stopped_by.exit_code  # type: ignore[misc]
         safe = "" if "are safe" in error.message else f"{run.snapshot().settled:,} records are safe; "
         hint = f"{safe}resume with the same command: {again(typed)}"
         error.hint = hint if error.hint is None else f"{error.hint}; {hint}"

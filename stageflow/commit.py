@@ -99,6 +99,8 @@ class Commit:
         letters: Their dead letters, record by record.
         letter_counts: By ordinal, how many of ``letters`` are its own, where that is not none.
         marks: Places in the input that were read since the last commit.
+        places: By ordinal, of what place among the children of its record each of its lines is (see ``Item.path``); for
+            records to which others may be added later, because something of them failed, or that are so added to.
         resolved: Numbers of earlier dead letters that were tried again, whatever came of it.
         replaced: Ordinals whose earlier output these lines take the place of.
     """
@@ -109,6 +111,7 @@ class Commit:
     letters: list[Any] = field(default_factory=list)
     letter_counts: dict[int, int] = field(default_factory=dict)
     marks: list[InputMark] = field(default_factory=list)
+    places: dict[int, list[tuple[int, ...]]] = field(default_factory=dict)
     resolved: list[int] = field(default_factory=list)
     replaced: list[int] = field(default_factory=list)
 

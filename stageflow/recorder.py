@@ -192,11 +192,14 @@ class Recorder:
     def _judged(self, record: Item, failed: Sequence[Item], batch: _Batch) -> int:
         commit = batch.commit
         lines, letters = len(commit.lines), len(batch.letters)
+        places = []
         for item in output_records(record, self._plan, on_partial=self._plan.on_partial):
             try:
                 commit.lines.append(self._encode(self._make(item)))
             except (ContextConflict, ResultError) as error:
                 self._refuse(item, error, batch)
+            else:
+                places.append(item.path)
         for item in failed:
             if item.failure is not None:
                 self._letter(item, item.failure, batch)
@@ -211,6 +214,8 @@ class Recorder:
             batch.written += 1
         else:
             batch.dropped += 1
+        if made and (died or record.reentry is not None):
+            commit.places[record.index] = places
         if record.reentry is not None:
             batch.retried += 1
             commit.resolved += record.reentry.numbers

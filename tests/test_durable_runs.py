@@ -265,3 +265,38 @@ def test_a_copy_of_standard_input_can_be_resumed(job: Job, stdin: Callable[[str]
 def test_a_copy_is_refused_where_there_is_nothing_to_copy(job: Job) -> None:
     with pytest.raises(RequestError, match="spool keeps standard input for a file"):
         job.run([{"x": 1}], spool=True)
+
+
+def test_children_that_are_tried_again_come_where_they_were_yielded() -> None:
+    write_input(*range(1, 8))
+    bad: set[str] = {"3.1", "3.3", "5.0", "7.4"}
+
+    def letters() -> set[str]:
+        return {
+            json.loads(line)["results"]["children"] for line in Path("out.jsonl.dead.jsonl").read_text().splitlines()
+        }
+
+    def run(sink: str = "out.jsonl", **options: Any) -> RunReport:
+        pipeline = Pipeline("family")
+
+        async def children(x: int) -> Any:
+            for place in range(5):
+                yield f"{x}.{place}"
+
+        async def check(children: str) -> str:
+            if children in bad:
+                raise LookupError(children)
+            return children
+
+        pipeline.add_stage("children", children)
+        pipeline.add_stage("check", check)
+        return pipeline.run_sync("in.jsonl", sink, loop="asyncio", **options)
+
+    assert account(run()) == (7, 4, 3, 0, 3)
+    bad -= {"3.3", "7.4"}
+    assert account(run(retry_failed=True))[1:3] == (5, 2)
+    assert letters() == {"3.1", "5.0"}
+    bad.clear()
+    assert account(run(retry_failed=True))[1:3] == (7, 0)
+    run("undisturbed.jsonl")
+    assert Path("out.jsonl").read_bytes() == Path("undisturbed.jsonl").read_bytes()

@@ -18,14 +18,15 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Final
 
 from stageflow.errors import StateMismatch, StorageError
 from stageflow.ledger.disk import READ_BYTES, Disk, read_exactly, read_lines, write_all
 from stageflow.ledger.format import Fields
 from stageflow.ledger.names import Names
-from stageflow.ledger.order import OrderIndex
+from stageflow.ledger.order import OrderIndex, Place
 from stageflow.ledger.recovery import Lines
 from stageflow.ledger.state import State
 
@@ -157,7 +158,7 @@ def _publish(files: Files, state: State) -> None:
     index = _index(files, state)
     try:
         with _Copy(disk, names.output, disk.mode(files.results)) as copy:
-            for start, end in _pieces(index):
+            for start, end in _pieces(index, state):
                 if files.stopped():
                     raise Stopped
                 copy.write(read_exactly(disk, files.results, start, end))
@@ -215,11 +216,11 @@ def _index(files: Files, state: State) -> OrderIndex:
                 before.add(ordinal, count)
         for ordinal, _, count in before.in_order():
             gone = any(later >= sorted_commits for later in replaced.get(ordinal, ()))
-            index.add(_REPLACED if gone else ordinal, sum(islice(lengths, count)))
+            _add(index, state, _REPLACED if gone else ordinal, islice(lengths, count))
         before.close()
     for commit, ordinal, count in _written(files, sorted_commits, state.commits):
         gone = any(later > commit for later in replaced.get(ordinal, ()))
-        index.add(_REPLACED if gone else ordinal, sum(islice(lengths, count)))
+        _add(index, state, _REPLACED if gone else ordinal, islice(lengths, count))
     assert index.size == state.results_end, "the lines of all records are the whole file"
     return index
 
@@ -238,12 +239,28 @@ def _written(files: Files, first: int, end: int) -> Iterator[tuple[int, int, int
             commit += 1
 
 
-def _pieces(index: OrderIndex) -> Iterator[tuple[int, int]]:
-    """Start and end of what is to be copied, one after another: joined where they touch, cut where they are long."""
-    start = end = 0
-    for ordinal, offset, length in index.in_order():
+def _add(index: OrderIndex, state: State, ordinal: int, lengths: Iterable[int]) -> None:
+    """Note the lines of a record: as one piece, or one by one where others will stand between them."""
+    for length in lengths if ordinal in state.places else (sum(lengths),):
+        index.add(ordinal, length)
+
+
+def _in_order(index: OrderIndex, state: State) -> Iterator[Place]:
+    """What is kept, by ordinal, and within a record in the order in which its children were yielded."""
+    for ordinal, pieces in groupby(index.in_order(), key=itemgetter(0)):
         if ordinal == _REPLACED:
             break
+        if ordinal in state.places:
+            placed = zip(state.places[ordinal], pieces, strict=True)
+            yield from (piece for _, piece in sorted(placed, key=itemgetter(0)))
+        else:
+            yield from pieces
+
+
+def _pieces(index: OrderIndex, state: State) -> Iterator[tuple[int, int]]:
+    """Start and end of what is to be copied, one after another: joined where they touch, cut where they are long."""
+    start = end = 0
+    for _, offset, length in _in_order(index, state):
         if offset != end or end - start >= READ_BYTES:
             yield from _cut(start, end)
             start = offset

@@ -8,7 +8,8 @@ breaks the chain at its place. The types::
     i  a mark in the input   n lines, b bytes, sha (a chain, see InputMark), w blank lines since the mark before
     c  a commit              o [start, end, crc] of its results, x of its dead letters, k ordinals, and only where it
                              differs from the ordinary: m {ordinal: lines}, d {ordinal: letters}, q numbers of the dead
-                             letters it settles, u ordinals whose earlier lines it takes the place of
+                             letters it settles, u ordinals whose earlier lines it takes the place of, y {ordinal: the
+                             places of its lines among the record's children}
     s  a sync marker         everything up to o and x, and this far in the ledger, was made durable before this line;
                              n [written, dropped, dead], at, rss (peak memory in bytes), clean: the run ended here, in
                              good order
@@ -26,7 +27,7 @@ from zlib import crc32
 
 import orjson
 
-__all__ = ["VERSION", "Fields", "merge_ranges", "parse", "ranges_of", "seal", "seal_of", "stands_alone"]
+__all__ = ["SEAL_BYTES", "VERSION", "Fields", "merge_ranges", "parse", "ranges_of", "seal", "seal_of", "stands_alone"]
 
 VERSION = 1
 """Of the format. A newer one is refused."""
@@ -34,6 +35,8 @@ VERSION = 1
 Fields = dict[str, Any]
 
 _HEX_DIGITS = 8
+SEAL_BYTES = _HEX_DIGITS + 1
+"""Of a line, before its JSON."""
 
 
 def seal(fields: Fields, previous: int) -> tuple[bytes, int]:
@@ -57,8 +60,8 @@ def parse(line: bytes, previous: int) -> Fields | None:
 
 def stands_alone(line: bytes) -> Fields | None:
     """The object of a line that is whole by its own CRC, wherever it came from; else ``None``."""
-    body = line[_HEX_DIGITS + 1 :]
-    if line[: _HEX_DIGITS + 1] != b"%08x " % crc32(body):
+    body = line[SEAL_BYTES:]
+    if line[:SEAL_BYTES] != b"%08x " % crc32(body):
         return None
     try:
         fields = orjson.loads(body)

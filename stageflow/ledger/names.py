@@ -7,7 +7,7 @@ from itertools import count
 
 from stageflow.ledger.disk import Disk
 
-__all__ = ["Names"]
+__all__ = ["Names", "as_text"]
 
 
 class Names:
@@ -49,3 +49,8 @@ class Names:
             disk.rename(path, f"{path}.{free}")
         for directory in self.directories:
             disk.sync_directory(directory)
+
+
+def as_text(path: str) -> str:
+    """A path as it stands in a ledger: bytes of it that are no text are spelt out."""
+    return path.encode(errors="backslashreplace").decode()

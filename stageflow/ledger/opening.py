@@ -21,7 +21,7 @@ from stageflow.ledger.disk import Disk, read_exactly, read_lines
 from stageflow.ledger.finish import Files, finish, take_back
 from stageflow.ledger.format import VERSION, Fields, stands_alone
 from stageflow.ledger.mounts import weak_mount
-from stageflow.ledger.names import Names
+from stageflow.ledger.names import Names, as_text
 from stageflow.ledger.recovery import Recovered, read_state
 from stageflow.ledger.state import State
 from stageflow.ledger.store import Store, now
@@ -154,10 +154,10 @@ def _header_fields(names: Names, request: OpenRequest, run: str, epoch: int) -> 
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "at": now(),
-        "dead": names.letters,
+        "dead": as_text(names.letters) if names.letters is not None else None,
         "opts": {"order": request.order},
-        "input": asdict(request.input) if request.input is not None else None,
-        "job": asdict(request.job),
+        "input": asdict(request.input) | {"path": as_text(request.input.path)} if request.input is not None else None,
+        "job": asdict(request.job) | {"file": as_text(request.job.file)},
     }
 
 

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from stageflow.errors import RequestError, StateMismatch
-from stageflow.ledger.disk import READ_BYTES, Disk, read_lines
-from stageflow.ledger.format import VERSION, Fields, parse, seal_of, stands_alone
-from stageflow.ledger.names import Names
+from stageflow.ledger.disk import READ_BYTES, Disk, read_exactly, read_lines
+from stageflow.ledger.format import SEAL_BYTES, VERSION, Fields, parse, seal_of, stands_alone
+from stageflow.ledger.names import Names, as_text
 from stageflow.ledger.state import State
 
 __all__ = ["Lines", "Recovered", "read_state"]
 
-_CHECKED_EARLY = 10_000
-"""Commits kept for the next marker; where none comes for so long (``--fsync off``) they are checked as they come."""
+_MARKERS = (b'{"t":"s",', b'{"t":"f",')
+_MARKER_BYTES = 4096
+"""No marker is longer, with what stands before it."""
 
 
 class Lines:
@@ -70,35 +71,18 @@ def read_state(disk: Disk, names: Names, ledger: int, results: int | None, lette
         RequestError: The dead letters are kept in another file than they were.
         StateMismatch: The ledger is damaged in its durable part, of a newer format, or the files are not what it says.
     """
-    state = State()
-    lines = Lines(disk, ledger)
-    waiting: list[tuple[Fields, int, int]] = []  # what came since the last marker
-    good = (0, 0)
-    whole = True
+    state, lines, marked = State(), Lines(disk, ledger), _last_marker(disk, ledger)
+    recovered = Recovered(state, 0, 0)
     for fields in lines:
         if fields["t"] == "h":
             _refuse_newer(names, fields)
             _refuse_other_letters(names, fields)
-        waiting.append((fields, lines.end, lines.seal))
-        marked = fields["t"] in ("s", "f")
-        if marked or len(waiting) > _CHECKED_EARLY:
-            for each, end, seal in waiting:
-                whole = whole and (marked or _holds(disk, state, each, results, letters))
-                if not whole:
-                    break
-                state.apply(each)
-                good = (end, seal)
-            waiting.clear()
-        if not whole:
+        # What a marker speaks of was there when it was written, and may have been put in order since.
+        if lines.end > marked and not _holds(disk, state, fields, results, letters):
             break
-    for each, end, seal in waiting:
-        if not _holds(disk, state, each, results, letters):
-            whole = False
-            break
-        state.apply(each)
-        good = (end, seal)
-    _refuse_damage(disk, names, ledger, lines.end if whole else good[0])
-    recovered = Recovered(state, *good)
+        state.apply(fields)
+        recovered.end, recovered.seal = lines.end, lines.seal
+    _refuse_damage(names, recovered.end, marked)
     _compare_sizes(disk, names, recovered, results, letters)
     return recovered
 
@@ -112,7 +96,7 @@ def _refuse_newer(names: Names, header: Fields) -> None:
 
 
 def _refuse_other_letters(names: Names, header: Fields) -> None:
-    if header["dead"] != names.letters:
+    if header["dead"] != (as_text(names.letters) if names.letters is not None else None):
         raise RequestError(
             f"the dead letters of this run are in {header['dead'] or 'no file'}", hint="give the same --dead as before"
         )
@@ -143,20 +127,31 @@ def _crc(disk: Disk, descriptor: int | None, start: int, end: int) -> int | None
     return crc
 
 
-def _refuse_damage(disk: Disk, names: Names, ledger: int, end: int) -> None:
+def _last_marker(disk: Disk, ledger: int) -> int:
+    """Where the last line ends that is a marker or a final line by its own CRC; 0 where there is none.
+
+    Looked for from the end, by what such a line begins with: damage may have made one line of two.
+    """
+    end = disk.size(ledger)
+    while end > 0:
+        start = max(0, end - READ_BYTES)
+        block = read_exactly(disk, ledger, start, end)
+        at = len(block)
+        while (at := max(block.rfind(begin, 0, at) for begin in _MARKERS)) >= SEAL_BYTES:
+            line_end = block.find(b"\n", at)
+            if line_end >= 0 and stands_alone(block[at - SEAL_BYTES : line_end]) is not None:
+                return start + line_end + 1
+        end = start + _MARKER_BYTES if start else 0
+    return 0
+
+
+def _refuse_damage(names: Names, end: int, marked: int) -> None:
     """Refuse a ledger with a marker behind the place where it stops to count."""
-    if end == disk.size(ledger):
-        return
-    for number, line in enumerate(read_lines(disk, ledger, end)):
-        if number == 0 and not line.endswith(b"\n"):
-            return  # it was not written to its end, even if all that it lacks is its LF
-        # Two lines may have become one, or one two, where the damage hit an LF.
-        fields = stands_alone(line.rstrip(b"\n"))
-        if fields is not None and fields.get("t") in ("s", "f"):
-            raise StateMismatch(
-                f"ledger damaged at byte {end} (before a durable marker)",
-                hint=f"restore {names.shown}.ledger from a copy, or start anew with --fresh",
-            )
+    if end < marked:
+        raise StateMismatch(
+            f"ledger damaged at byte {end} (before a durable marker)",
+            hint=f"restore {names.shown}.ledger from a copy, or start anew with --fresh",
+        )
 
 
 def _compare_sizes(disk: Disk, names: Names, recovered: Recovered, results: int | None, letters: int | None) -> None:

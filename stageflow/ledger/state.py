@@ -37,6 +37,8 @@ class State:
         settled_letters: By number whether the letter was tried again since.
         retrying: Numbers of the letters of the newest retry, if it has not been finished.
         replaced: By ordinal the numbers of the commits whose lines took the place of all its earlier ones.
+        places: By ordinal the place among its record's children of each of its lines, in the order in which they stand
+            in the file; only of records whose lines were, or may be, written by more than one commit.
         sorted_commits: How many commits, the first ones, an earlier epoch left in the order of the input.
         ascending: The lines in the file of results are in the order of the input.
         final: The ``f`` line, if nothing followed it.
@@ -61,6 +63,7 @@ class State:
         self.settled_letters = bytearray()
         self.retrying: list[list[int]] = []
         self.replaced: dict[int, list[int]] = {}
+        self.places: dict[int, list[list[int]]] = {}
         self.commits = 0
         self.sorted_commits = 0
         self.ascending = True
@@ -129,6 +132,7 @@ class State:
         for name, value in (
             ("m", commit.line_counts),
             ("d", commit.letter_counts),
+            ("y", commit.places),
             ("q", commit.resolved),
             ("u", commit.replaced),
         ):
@@ -168,6 +172,8 @@ class State:
         self.letters, self.settled_letters = kept, bytearray(len(kept))
         if self.base["rewritten"]:
             self.sorted_commits = self.commits
+            for places in self.places.values():
+                places.sort()
             self.ascending = True
             self._last = len(self.done.rstrip(bytes([OPEN]))) - 1
 
@@ -209,6 +215,9 @@ class State:
         replaced = fields.get("u", ())
         for ordinal in replaced:
             self.replaced.setdefault(ordinal, []).append(self.commits - 1)
+            self.places.pop(ordinal, None)
+        for ordinal, places in (fields.get("y") or {}).items():
+            self.places.setdefault(int(ordinal), []).extend(map(list, places))
         for ordinal in ordinals:
             before = self.done[ordinal]
             self._count(before, -1)

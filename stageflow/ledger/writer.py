@@ -166,12 +166,12 @@ class LedgerOutput:
     async def _sync(self) -> None:
         if self._closing:
             return  # behind the last line of a run nothing may follow
-        # That there is no room for the marker is no failure: what it would say is true all the same.
-        with suppress(OutOfSpace):
-            try:
-                await self._in_thread(self._open.sync)
-            except StorageError as error:
-                self._failed(error)
+        try:
+            await self._in_thread(self._open.sync)
+        except OutOfSpace:
+            pass  # there is no room for the marker; what it would say is true all the same
+        except StorageError as error:
+            self._failed(error)
 
     # In the thread
 

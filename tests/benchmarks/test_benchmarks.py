@@ -14,14 +14,15 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import engine  # noqa: E402 - the benchmarks' folder has to be on the path first
+import durability  # noqa: E402 - the benchmarks' folder has to be on the path first
+import engine  # noqa: E402
 import jsonl  # noqa: E402
 import memory  # noqa: E402
 import sleeping  # noqa: E402
 import sweep  # noqa: E402
 import workload  # noqa: E402
 
-SCRIPTS = (engine, sleeping, jsonl, memory, sweep)
+SCRIPTS = (engine, sleeping, jsonl, durability, memory, sweep)
 TINY = ["--tiny", "--loop", "asyncio"]
 
 
