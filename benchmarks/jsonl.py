@@ -99,6 +99,12 @@ def check(name: str, sink: Path, records: int, *, ordered: bool) -> None:
         raise WrongAnswer(f"{name}: {records - sum(seen)} records are missing")
 
 
+def remove(sink: Path) -> None:
+    """Remove an output with its ledger, so that the next run begins anew."""
+    for path in (sink, Path(f"{sink}.ledger")):
+        path.unlink(missing_ok=True)
+
+
 def contenders(source: Path, records: int, settings: Settings) -> dict[str, Callable[[], tuple[float, float]]]:
     """Both ways, each checked and measured in wall and CPU seconds."""
 
@@ -109,8 +115,7 @@ def contenders(source: Path, records: int, settings: Settings) -> dict[str, Call
             spent = workload.timed(lambda: run(sink), lambda _: None, time.process_time)
             seconds = time.perf_counter() - start
             check(name, sink, records, ordered=name == "stageflow")
-            for written in (sink, sink.with_name("out.jsonl.ledger")):
-                written.unlink(missing_ok=True)
+            remove(sink)
             return seconds, spent
 
         return once

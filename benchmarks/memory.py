@@ -71,7 +71,7 @@ def peak_of(way: str, source: Path, records: int, settings: Settings) -> int:
     command = [sys.executable, __file__, "--loop", settings.loop, "--child", way, str(source), str(sink)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     jsonl.check(way, sink, records, ordered=way == "input order")
-    sink.unlink()
+    jsonl.remove(sink)
     return int(json.loads(done.stdout)["peak_bytes"])
 
 
