@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from stageflow.commit import Commit, InputIdentity, InputMark, JobIdentity, Open
 from stageflow.ledger import LedgerOutput
 from stageflow.ledger.disk import Disk
 from stageflow.ledger.format import VERSION, Fields, seal
+from stageflow.ledger.names import Names
 
 MB: Final = 1_000_000
 JOB: Final = JobIdentity("job.py", "rest", {"work": "1"}, {"work": ()})
@@ -58,10 +58,14 @@ _LINE_BYTES: Final = 1500
 _OUT_OF_TURN: Final = 500
 
 
+def input_of(size: int) -> InputIdentity:
+    return InputIdentity("in.jsonl", 1, 1, size, 1, 1)
+
+
 def request_for(size: int) -> OpenRequest:
     """A request that goes on with whatever this script wrote before."""
     return OpenRequest(
-        input=InputIdentity("in.jsonl", 1, 1, size, 1, 1),
+        input=input_of(size),
         first_difference=lambda marks: None,
         job=JOB,
         job_changes=lambda before, now: [],
@@ -143,11 +147,10 @@ class _Lines:
         self._ledger = ledger
         self._seal = 0
         self._end = 0
-        self._header = {
-            **{"t": "h", "v": VERSION, "run": "a long run", "epoch": 1, "pid": 1, "host": "here", "at": "then"},
-            **{"dead": os.path.realpath(path + ".dead.jsonl"), "opts": {"order": "input"}},
-            **{"input": asdict(request_for(records).input or 0), "job": asdict(JOB)},
-        }
+        letters = Names(path, f"{path}.dead.jsonl").letters_noted
+        self._header: Fields = {"t": "h", "v": VERSION, "run": "a long run", "epoch": 1}
+        self._header |= {"pid": 1, "host": "here", "at": "then", "dead": letters}
+        self._header |= {"opts": {"order": "input"}, "input": asdict(input_of(records)), "job": asdict(JOB)}
 
     def write(self, rng: random.Random, records: int, group: int) -> int:
         """All lines; returns how long the results are."""

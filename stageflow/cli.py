@@ -12,19 +12,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
+from stageflow.cli_options import LOOP, job_options, overrides, plan_of
 from stageflow.errors import DefinitionError, RequestError, RunFailed, StageflowError, StorageError
-from stageflow.loader import Job, load
-from stageflow.plan import Override, Plan
-from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
+from stageflow.loader import load
 
-__all__ = ["cli", "main"]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["cli", "invoke", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -122,68 +119,6 @@ def cli() -> None:
     """Run plain Python functions as a pipeline over JSON lines: every service as busy as allowed, no record lost."""
 
 
-# Options that several commands share
-
-
-def _job_options(command: F) -> F:
-    """What changes the job: settings and parameters."""
-    for option in reversed(
-        [
-            click.option(
-                "--max-in-flight", metavar="[STAGE=]N", multiple=True, help="Calls in progress at once. Repeatable."
-            ),
-            click.option(
-                "--queue-size",
-                metavar="[STAGE=]N",
-                multiple=True,
-                help="Items that may wait in front of a stage. Repeatable.",
-            ),
-            click.option(
-                "--set",
-                "pairs",
-                metavar="STAGE.SETTING=VALUE",
-                multiple=True,
-                help="Any setting of a stage. Repeatable.",
-            ),
-            click.option(
-                "-p", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the job. Repeatable."
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(job: Job, given: Mapping[str, Any]) -> tuple[Override, ...]:
-    """All settings from outside the job file, weakest first."""
-    return (
-        *from_file(job.folder),
-        *from_environment(os.environ),
-        # One for a stage is stronger than one for every stage.
-        *sorted(
-            [
-                *from_pairs(given["pairs"]),
-                *from_amounts("queue_size", given["queue_size"], "--queue-size"),
-                *from_amounts("max_in_flight", given["max_in_flight"], "--max-in-flight"),
-            ],
-            key=lambda override: override.stage is not None,
-        ),
-    )
-
-
-def _plan(job: Job, given: Mapping[str, Any]) -> Plan:
-    return job.pipeline.plan(_overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
-
-
-_LOOP = click.option(
-    "--loop",
-    type=click.Choice(["auto", "uvloop", "asyncio"]),
-    default="auto",
-    show_default=True,
-    help="The event loop; auto is uvloop where it is installed.",
-)
-
-
 # Run
 
 
@@ -191,7 +126,7 @@ _LOOP = click.option(
 @click.argument("job")
 @click.argument("input_", metavar="INPUT")
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file of results, or - for standard output.")
-@_job_options
+@job_options
 @click.option("--dead", metavar="PATH", help="Where dead letters go.  [default: OUTPUT.dead.jsonl]")
 @click.option(
     "--order",
@@ -258,7 +193,7 @@ _LOOP = click.option(
     metavar="SECONDS",
     help="How long a stopped run may finish what is in flight.",
 )
-@_LOOP
+@LOOP
 @click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "log", "off"]),
@@ -284,7 +219,7 @@ def run_command(typed: Sequence[str], /, job: str, input_: str, output: str, **g
 
     if given["summary"] == "json" and output == "-":
         raise RequestError("--summary json and -o - both want standard output", hint="write the results to a file")
-    return run_job(job, input_, output, given, _overrides, typed or ())
+    return run_job(job, input_, output, given, typed or ())
 
 
 @cli.command(name="status", short_help="Tell how far a run is.")
@@ -304,7 +239,7 @@ def status_command(output: str, as_json: bool) -> int:
 @cli.command(name="check", short_help="Check a job without running it.")
 @click.argument("job")
 @click.argument("input_", metavar="[INPUT]", required=False)
-@_job_options
+@job_options
 def check_command(job: str, input_: str | None, **given: Any) -> int:
     """Refuse or pass JOB, and print its stages, edges and settings with where each came from.
 
@@ -312,7 +247,7 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
     checked against what the stages take.
     """
     loaded = load(job)
-    plan = _plan(loaded, given)
+    plan = plan_of(loaded, given)
     from stageflow.report.listing import describe_plan
 
     _print(describe_plan(plan))
@@ -337,12 +272,12 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
     show_default=True,
     help="What is drawn.",
 )
-@_job_options
+@job_options
 def graph_command(job: str, format_: str, **given: Any) -> int:
     """Draw the graph of JOB on standard output."""
     from stageflow.report.picture import Picture, PictureNode, render
 
-    plan = _plan(load(job), given)
+    plan = plan_of(load(job), given)
     stages = [plan.stages[name] for name in plan.order]
     nodes = tuple(PictureNode(s.name, s.run, s.max_in_flight, s.queue_size) for s in stages)
     _print(render(Picture(plan.name, nodes, plan.edges), format_))
@@ -365,8 +300,8 @@ def graph_command(job: str, format_: str, **given: Any) -> int:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N records.")
 @click.option("--yes", is_flag=True, help="Make the calls without --limit.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output instead of the table.")
-@_job_options
-@_LOOP
+@job_options
+@LOOP
 def bench_command(job: str, input_: str, **given: Any) -> int:
     """Run JOB over INPUT once per setting and repeat, throw the results away, and print records per second.
 
@@ -374,7 +309,7 @@ def bench_command(job: str, input_: str, **given: Any) -> int:
     """
     from stageflow.sweep import sweep
 
-    return sweep(load(job), input_, given, _overrides)
+    return sweep(load(job), input_, given, overrides)
 
 
 # Chaos
@@ -395,8 +330,8 @@ def bench_command(job: str, input_: str, **given: Any) -> int:
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N records.")
 @click.option("--yes", is_flag=True, help="Make the calls without --limit.")
-@_job_options
-@_LOOP
+@job_options
+@LOOP
 def chaos_command(job: str, input_: str, **given: Any) -> int:
     """Run JOB over INPUT twice in a temporary folder, kill the second run at random moments, and compare.
 
@@ -410,7 +345,8 @@ def chaos_command(job: str, input_: str, **given: Any) -> int:
     """
     from stageflow.chaos import chaos
 
-    return chaos(load(job), job, input_, given, _overrides, tell=lambda text: click.echo(text, err=True), show=_print)
+    chaos(load(job), job, input_, given, tell=lambda text: click.echo(text, err=True), show=_print)
+    return 0
 
 
 if __name__ == "__main__":

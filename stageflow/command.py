@@ -11,26 +11,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import click
 
+from stageflow.cli_options import plan_of
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
 from stageflow.errors import InputDamaged, OutputLocked, RequestError, RunStopped, StateMismatch, StorageError
-from stageflow.loader import Job, load
+from stageflow.loader import load
 from stageflow.options import Options
-from stageflow.plan import Override
 from stageflow.policies.redact import MASK, SECRET_NAME, redact, secrets_of
 from stageflow.policies.tolerance import Tolerance, parse_rate
 from stageflow.report.progress import Progress, make_progress
 from stageflow.report.stats import RunReport
 from stageflow.report.summary import summary_json, summary_text
-from stageflow.report.text import printable
+from stageflow.report.text import counted, printable
 from stageflow.runner import Run
-from stageflow.settings import parse_params
 
 __all__ = ["run_job"]
 
@@ -54,8 +53,6 @@ _AS_GIVEN = (
 )
 """Options that are the same on the command line and from Python."""
 
-Overrides = Callable[[Job, Mapping[str, Any]], tuple[Override, ...]]
-
 
 class Interrupted(RunStopped):
     """A signal asked the run to stop."""
@@ -65,12 +62,11 @@ class Interrupted(RunStopped):
         self.exit_code = 128 + number  # type: ignore[misc]  # by shell convention, one per signal
 
 
-def run_job(
-    reference: str, input_: str, output: str, given: Mapping[str, Any], overrides: Overrides, typed: Sequence[str]
-) -> int:
+def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], typed: Sequence[str]) -> int:
     """Run a job as ``stageflow run`` does.
 
     Args:
+        given: The other options, by name.
         typed: The command line as the user typed it, without the program: the hints are made of it.
 
     Returns:
@@ -90,7 +86,7 @@ def run_job(
             "listeners": (progress,),
         }
     )
-    plan = job.pipeline.plan(overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
+    plan = plan_of(job, given)
     sink = _stdout_sink(data) if data is not None else output
     run = Run(plan, input_, sink, options, job.pipeline._prepare)
     try:
@@ -254,10 +250,9 @@ def _tell_stopped(report: RunReport, run: Run, typed: Sequence[str]) -> None:
 
 
 def _tell_letters(report: RunReport, run: Run, dead: str | None, typed: Sequence[str]) -> None:
-    letters = "dead letter" if report.dead == 1 else "dead letters"
     kept = f"see {dead}" if dead else "with -o - they are kept only with --dead PATH"
-    _say(f"stageflow: {report.dead:,} {letters}: {kept}")
-    if report.exit_code and run.resumable:
+    _say(f"stageflow: {counted(report.dead, 'dead letter')}: {kept}")
+    if report.exit_code and run.retryable:
         _say(f"  hint: to try them again: {again(typed, '--retry-failed')}")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 __all__ = [
     "BLANK",
+    "DEAD_IN_PART",
     "Commit",
     "InputIdentity",
     "InputMark",
@@ -17,6 +18,9 @@ __all__ = [
     "Resumption",
     "Totals",
 ]
+
+DEAD_IN_PART: Final = 4
+"""What stands in :attr:`Resumption.done` for a dead record of which some children were written."""
 
 BLANK: Final = 5
 """What stands in :attr:`Resumption.done` for a line that holds no record; records that have settled have less."""
@@ -32,9 +36,9 @@ class InputMark:
         digest: A chain over the marks of a file: SHA-256, in hex, of the digest of the mark before (``""`` for the
             first) followed by the bytes between the two. So the chain can be continued from any mark without reading
             what lies before.
-        blank: Indices of blank lines, which will never settle: those found since the mark before was handed out. They
-            are found as lines are read, behind the reader who makes marks; so they stand before this mark, but some
-            of them may stand before the one before, and the last ones come with a mark that is handed out once more.
+        blank: Indices of blank lines, which will never settle: those found since a mark was last handed out. A line is
+            looked at after the mark behind it was made, so some of these may stand before the previous mark, and the
+            last ones come with the last mark, which is handed out once more for them.
     """
 
     lines: int
@@ -57,14 +61,7 @@ class InputIdentity:
 
     def same_file(self, other: InputIdentity) -> bool:
         """Whether nothing has touched it between the two looks; the name it was called by does not matter."""
-        return (self.dev, self.ino, self.size, self.mtime_ns, self.ctime_ns, self.codec) == (
-            other.dev,
-            other.ino,
-            other.size,
-            other.mtime_ns,
-            other.ctime_ns,
-            other.codec,
-        )
+        return replace(self, path=other.path) == other
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ class Commit:
         letters: Their dead letters, record by record.
         letter_counts: By ordinal, how many of ``letters`` are its own, where that is not none.
         marks: Places in the input that were read since the last commit.
-        places: By ordinal, of what place among the children of its record each of its lines is (see ``Item.path``); for
-            records to which others may be added later, because something of them failed, or that are so added to.
+        places: By ordinal, the place of each of its lines among the children of the record (see ``Item.path``); only of
+            records of which something failed or that are tried again, since more than one commit may hold their lines.
         resolved: Numbers of earlier dead letters that were tried again, whatever came of it.
         replaced: Ordinals whose earlier output these lines take the place of.
     """

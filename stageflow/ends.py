@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from stageflow.commit import Commit, JobIdentity, LetterPlace, OpenRequest, Resumption
-from stageflow.errors import RequestError, StorageError
+from stageflow.errors import OutputLocked, RequestError, StorageError
 from stageflow.graph import nearest
 from stageflow.options import Options, parse_fsync
 from stageflow.plan import Plan
@@ -175,6 +175,7 @@ def spooled(source: Any, sink: Any, options: Options) -> Any:
 
     Raises:
         RequestError: There is nothing to copy, no file to copy it beside, or it can't be copied.
+        OutputLocked: The copy that is there is another run's, which is going on.
     """
     if not options.spool:
         return source
@@ -184,10 +185,16 @@ def spooled(source: Any, sink: Any, options: Options) -> Any:
     spool = f"{os.path.realpath(path)}.spool"
     try:
         if options.fresh and os.path.lexists(spool):
+            _refuse_running(path)
             free = next(name for number in itertools.count(1) if not os.path.lexists(name := f"{spool}.{number}"))
             os.rename(spool, free)
         if not os.path.lexists(spool):
             _copy_stdin(spool)
+    except FileExistsError:
+        raise OutputLocked(
+            f"{path}.spool was made just now, by a run that began while standard input was copied",
+            hint="choose another output",
+        ) from None
     except OSError as error:
         raise RequestError(f"cannot write {path}.spool: {error.strerror}") from error
     return f"{path}.spool" if os.path.realpath(f"{path}.spool") == spool else spool
@@ -202,7 +209,7 @@ def _copy_stdin(spool: str) -> None:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(copy, spool)
+        _give_name(copy, spool)
     except BaseException:
         os.unlink(copy)
         raise
@@ -211,6 +218,31 @@ def _copy_stdin(spool: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _give_name(copy: str, spool: str) -> None:
+    """Give the copy its name, and never the name of another run's."""
+    try:
+        os.link(copy, spool)
+    except FileExistsError:
+        raise
+    except OSError:  # no second names on this file system
+        os.rename(copy, spool)
+    else:
+        os.unlink(copy)
+
+
+def _refuse_running(path: str) -> None:
+    """Refuse to rename what another run reads."""
+    from stageflow.ledger.status import status
+
+    try:
+        holder = status(path).holder
+    except RequestError:
+        return  # no run has begun
+    if holder is not None:
+        who = f"pid {holder.pid} on {holder.host} since {holder.since}"
+        raise OutputLocked(f"{path} is being written by {who}", hint="wait for it, or choose another output")
 
 
 def ends_of(
@@ -269,6 +301,7 @@ def _durable(
         tell=tell,
         failed=failed,
     )
+    real = os.path.realpath(path)
     return Ends(
         output=output,
         dead=dead,
@@ -276,7 +309,7 @@ def _durable(
         encode_letter=encode_leniently if dead is None else dead.encode,
         durable=True,
         notes=(),
-        paths=paths,
+        paths={**paths, "the unfinished output": f"{real}.partial", "the ledger": f"{real}.ledger"},
     )
 
 

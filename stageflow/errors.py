@@ -154,7 +154,7 @@ class OutOfMemory(RunStopped):
 
 
 class StorageError(StageflowError):
-    """The output can't be written: no space, no permission, a disk error."""
+    """The output can't be written, or the input not read to its end: no space, no permission, a disk error."""
 
     exit_code = 5
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from stageflow.commit import JobIdentity
 from stageflow.errors import DefinitionError
@@ -35,30 +35,24 @@ _DIGITS: Final = 16
 """Hex digits kept of a digest: it tells edits apart, and guards against nobody."""
 
 
-def job_identity(plan: Plan, *, file: str | None = None, params: Mapping[str, Any] | None = None) -> JobIdentity:
+def job_identity(plan: Plan) -> JobIdentity:
     """The digests of a job.
 
-    Args:
-        file: The job file; where it is not given, the one in which ``Pipeline(...)`` was called, or that was loaded.
-        params: The values of the job's parameters; those of the plan where they are not given. A parameter whose name
-            has ``key``, ``token``, ``secret`` or ``password`` in it is left out.
+    A parameter is left out where its name says that it is a secret, as ``api_key`` does.
 
     Raises:
         DefinitionError: A file that the job declares can't be read.
     """
-    file = file if file is not None else plan.file
-    sources = Sources()
+    file, sources = plan.file, Sources()
     stages = {stage.name: _stage_digest(stage, sources) for stage in plan.stages.values()}
     return JobIdentity(
         file=os.path.basename(file) if file is not None else plan.name,
         rest=_digest(*_shape(plan), rest_of(file, sources) if file is not None else ""),
         stages=stages,
         graph={name: tuple(sorted(needs)) for name, needs in plan.dependencies.items()},
-        files={name: _file_digest(plan, name, file) for name in plan.files},
+        files={name: _file_digest(plan, name) for name in plan.files},
         params={
-            name: _digest(name, stable(value))
-            for name, value in (plan.params if params is None else params).items()
-            if not SECRET_NAME.search(name)
+            name: _digest(name, stable(value)) for name, value in plan.params.items() if not SECRET_NAME.search(name)
         },
     )
 
@@ -154,9 +148,9 @@ def _shape(plan: Plan) -> tuple[str, ...]:
     return repr(plan.key), repr(context), repr(plan.emitted), plan.on_partial
 
 
-def _file_digest(plan: Plan, name: str, file: str | None) -> str:
+def _file_digest(plan: Plan, name: str) -> str:
     try:
-        with open(os.path.join(os.path.dirname(file or ""), name), "rb") as content:
+        with open(os.path.join(os.path.dirname(plan.file or ""), name), "rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()[:_DIGITS]
     except OSError as error:
         raise DefinitionError(

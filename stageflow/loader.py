@@ -50,13 +50,12 @@ def load(reference: str) -> Job:
         path = Path(target)
         if not path.is_file():
             raise JobLoadError(f"cannot read job {target}: no such file", hint=_nearby(path))
-        module_name = f"stageflow_job_{path.stem}"
-        folder, shown = path.resolve().parent, path.name
-        module = _guarded(functools.partial(import_file, module_name, str(path.resolve())), shown, folder)
-        pipeline = _pick(module, name, shown)
-        pipeline._prepare = functools.partial(import_file, module_name, str(path.resolve()))
-        pipeline._draft.file = str(path.resolve())  # wherever in the job's own modules it is made
-        return Job(pipeline, folder)
+        file, shown = path.resolve(), path.name
+        importing = functools.partial(import_file, f"stageflow_job_{path.stem}", str(file))
+        pipeline = _pick(_guarded(importing, shown, file.parent), name, shown)
+        pipeline._prepare = importing
+        pipeline._draft.file = str(file)  # wherever in the job's own modules it is made
+        return Job(pipeline, file.parent)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = _guarded(functools.partial(importlib.import_module, target), target, Path.cwd())

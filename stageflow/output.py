@@ -115,8 +115,8 @@ def _written(notes: Mapping[str, Note]) -> dict[str, Any]:
 def output_maker(plan: Plan) -> Callable[[Item], dict[str, Any]]:
     """Compile :func:`output_record` for the items that went the ordinary way: one expression instead of a loop.
 
-    It raises ``KeyError`` or ``TypeError`` for an item that did not, and for a record that is no mapping. As in
-    :mod:`stageflow.engine.binding`, its text holds names of stages only, which are identifiers.
+    What went another way (notes, children, a stage that did not run, a record that is no dict) takes the loop. As in
+    :mod:`stageflow.engine.binding`, the text of the expression holds names of stages only, which are identifiers.
     """
     if plan.context is not None or plan.emitted is not None:
         return lambda item: output_record(item, plan)

@@ -21,6 +21,7 @@ class Source(Protocol):
         path: The file they stand in, as users call it; ``None`` where there is no file.
         numbered: Whether ``index + 1`` is a line number that means something to a reader of the file.
         blank: Blank lines passed over so far.
+        warnings: What was accepted though it looks wrong, a line each. It only grows, while it is read.
     """
 
     path: str | None
@@ -28,6 +29,9 @@ class Source(Protocol):
 
     @property
     def blank(self) -> int: ...
+
+    @property
+    def warnings(self) -> Sequence[str]: ...
 
     def check(self) -> None:
         """See that it can be read, as far as that can be told before reading.

@@ -43,6 +43,7 @@ class Recorder:
         path, numbered: The source's, for dead letters.
         in_order: Write in the order in which records were let in.
         retrying: Records of earlier dead letters come in, too.
+        in_part: Whether earlier runs wrote something of a dead record, by its index.
         upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
             where none of them will be tried again.
     """
@@ -62,6 +63,7 @@ class Recorder:
         numbered: bool,
         in_order: bool = False,
         retrying: bool = False,
+        in_part: Callable[[int], bool] = lambda index: False,
         upstream: Mapping[str, str] | None = None,
     ) -> None:
         self._plan = plan
@@ -75,6 +77,7 @@ class Recorder:
         self._path = path
         self._numbered = numbered
         self._upstream = upstream
+        self._in_part = in_part
         self._settled: deque[Item] = deque()
         self._expected: deque[int] | None = deque() if in_order else None
         self._early: dict[int, Item] = {}
@@ -200,9 +203,12 @@ class Recorder:
                 self._refuse(item, error, batch)
             else:
                 places.append(item.path)
+        whole = record.reentry is not None and not record.reentry.parts
+        # What earlier runs wrote of it stays where nothing takes its place; gone on with, it would be written again.
+        placed = not (whole and len(commit.lines) == lines and self._in_part(record.index))
         for item in failed:
             if item.failure is not None:
-                self._letter(item, item.failure, batch)
+                self._letter(item, item.failure, batch, placed=placed)
         made, died = len(commit.lines) - lines, len(batch.letters) - letters
         commit.ordinals.append(record.index)
         if made != 1:
@@ -219,7 +225,7 @@ class Recorder:
         if record.reentry is not None:
             batch.retried += 1
             commit.resolved += record.reentry.numbers
-            if made and not record.reentry.parts:
+            if whole and (made or not died):
                 commit.replaced.append(record.index)
         if not self._sized:
             return 0
@@ -259,14 +265,15 @@ class Recorder:
                     return name, ResultError(f"result of stage {name} is {refusal}")
         return None, error
 
-    def _letter(self, item: Item, failure: Failure, batch: _Batch) -> None:
+    def _letter(self, item: Item, failure: Failure, batch: _Batch, *, placed: bool = True) -> None:
+        """``placed``: with the place at which a later run can go on."""
         letter = dead_letter(
             item,
             failure,
             path=self._path,
             numbered=self._numbered,
             secrets=self._secrets,
-            plan=self._plan if self._upstream is not None else None,
+            plan=self._plan if self._upstream is not None and placed else None,
             upstream=self._upstream,
         )
         if isinstance(item.record, BadRecord):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stageflow.commit import InputIdentity, OpenRequest, Resumption
+from stageflow.commit import DEAD_IN_PART, InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
 from stageflow.engine.processes import ChildSetup, child_setups
@@ -194,6 +194,7 @@ class Run:
             numbered=source.numbered,
             in_order=self._options.order == "input" and not ends.durable,
             retrying=bool(found.letters),
+            in_part=lambda index: found.done[index] == DEAD_IN_PART,
             upstream=upstream,
         )
         engine = self._engine = Engine(
@@ -311,6 +312,11 @@ class Run:
     def resumable(self) -> bool:
         """Whether a later run can go on with what this one leaves undone."""
         return self._ends.durable and self._identity is not None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether a later run can try the dead letters again: the ledger knows of them."""
+        return self.resumable and self._ends.dead is None
 
     def warn(self, message: str) -> None:
         self._emit(Warned(message))

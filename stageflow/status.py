@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from stageflow.ledger.status import LedgerStatus, status
+from stageflow.report.text import counted
 
 __all__ = ["status_json", "status_text"]
 
@@ -35,13 +36,13 @@ def _lines(path: str, found: LedgerStatus) -> list[str]:
     left = f", about {found.left:,} left" if found.left else ""
     lines = [
         f"{path}: {found.state}{by}",
-        f"  {totals.settled:,} records done = {totals.written:,} written + {totals.dropped:,} dropped + "
+        f"  {counted(totals.settled, 'record')} done = {totals.written:,} written + {totals.dropped:,} dropped + "
         f"{totals.dead:,} dead{left}",
         f"  run {found.run}, started {'once' if found.epoch == 1 else f'{found.epoch} times'}: "
-        f"{found.job} over {found.input or 'an input that can not be resumed'}",
+        f"{found.job} over {found.input or 'an input that can not be read again'}",
     ]
     if found.letters:
-        lines.append(f"  {found.letters:,} dead letter{'' if found.letters == 1 else 's'} not tried again")
+        lines.append(f"  {counted(found.letters, 'dead letter')} not tried again")
     if found.last_sync is not None:
-        lines.append(f"  safe from a power loss: {found.synced.settled:,} records, at {found.last_sync}")
+        lines.append(f"  safe from a power loss: {counted(found.synced.settled, 'record')}, at {found.last_sync}")
     return lines

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledgers import ledger_lines
 
-from stageflow import Pipeline, RequestError, RunReport, StorageError
+from stageflow import Pipeline, RequestError, RunReport, StorageError, drop
+from stageflow.adapters.jsonl import JsonlSource
+from stageflow.errors import OutputLocked
 from stageflow.events import Event, Resumed
 
 
@@ -112,13 +115,46 @@ def test_a_later_run_without_the_limit_goes_on(job: Job) -> None:
     assert (job.calls, results()) == (list(range(1, 8)), [-n for n in range(1, 8)])
 
 
-def test_the_limit_counts_from_the_first_record_and_no_blank_line(job: Job) -> None:
+@pytest.mark.parametrize("block_bytes", [256 * 1024, 16], ids=["from the beginning", "from a mark"])
+def test_the_limit_counts_from_the_first_record_and_no_blank_line(job: Job, block_bytes: int) -> None:
+    source = JsonlSource("in.jsonl", block_bytes=block_bytes)
     write_input(*range(1, 8), blank=(1, 2, 5))
-    assert account(job.run(limit=3)) == (3, 3, 0, 0, 0)
-    assert account(job.run(limit=6)) == (6, 6, 0, 3, 0)
-    last = job.run()
+    assert account(job.run(source, limit=3)) == (3, 3, 0, 0, 0)
+    assert account(job.run(source, limit=6)) == (6, 6, 0, 3, 0)
+    last = job.run(source)
     assert account(last) == (7, 7, 0, 6, 0)
     assert (job.calls, last.blank) == (list(range(1, 8)), 3)
+
+
+def test_a_repeated_call_has_the_same_key_in_every_run() -> None:
+    write_input(*range(6))
+    keys: list[tuple[int, str]] = []
+    pipeline = Pipeline("job")
+
+    @pipeline.stage(max_in_flight=1, on_error="abort")
+    async def s(x: int, call: Any) -> int:
+        keys.append((x, call.idempotency_key))
+        if x == 4 and len(keys) < 7:  # in the first run and in the second
+            raise LookupError("not yet")
+        return -x
+
+    for _ in range(3):
+        pipeline.run_sync("in.jsonl", "out.jsonl", loop="asyncio", max_open_records=1)
+    assert [x for x, _ in keys] == [0, 1, 2, 3, 4, 4, 4, 5]
+    assert len(set(keys)) == len({key for _, key in keys}) == 6
+
+
+def test_nothing_settles_before_the_ledger_says_how_far_the_input_was_read(job: Job) -> None:
+    write_input(*range(100))
+    job.run(JsonlSource("in.jsonl", block_bytes=64), max_open_records=2)
+    read, commits = 0, 0
+    for fields in ledger_lines(Path("out.jsonl.ledger")):
+        if fields["t"] == "i":
+            read = fields["n"]
+        elif fields["t"] == "c":
+            commits += 1
+            assert max(fields["k"]) < read, "after a kill here, nobody would see that such a line was edited"
+    assert commits > 10
 
 
 def test_lines_that_were_added_are_done(job: Job) -> None:
@@ -197,6 +233,19 @@ def test_an_input_that_changes_while_it_is_read_makes_it_exit_3(job: Job, caplog
     assert results() == [-1, -2]
 
 
+def test_gzip_that_was_added_behind_a_complete_run_is_done(job: Job) -> None:
+    def member(*numbers: int) -> bytes:
+        return gzip.compress("".join(f'{{"x": {number}}}\n' for number in numbers).encode())
+
+    Path("in.jsonl.gz").write_bytes(member(1, 2))
+    assert account(job.run("in.jsonl.gz")) == (2, 2, 0, 0, 0)
+    assert job.run("in.jsonl.gz").already_complete
+    Path("in.jsonl.gz").write_bytes(member(1, 2) + member(3))
+    assert account(job.run("in.jsonl.gz")) == (3, 3, 0, 2, 0)
+    assert job.run("in.jsonl.gz").already_complete
+    assert (job.calls, results()) == ([1, 2, 3], [-1, -2, -3])
+
+
 # The file
 
 
@@ -222,6 +271,19 @@ def test_an_output_that_appears_during_the_run_is_not_replaced(job: Job) -> None
         job.run()
     assert Path("out.jsonl").read_text() == "somebody else's"
     assert results("out.jsonl.partial") == [-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("out.jsonl.partial", "the unfinished output"), ("out.jsonl.ledger", "the ledger")]
+)
+def test_a_file_that_a_run_needs_is_nothing_else(job: Job, name: str, what: str) -> None:
+    write_input(1)
+    with pytest.raises(RequestError, match=f"{what} and dead letters are the same file"):
+        job.run(dead=name)
+    os.rename("in.jsonl", name)
+    with pytest.raises(RequestError, match=f"{what} and input are the same file"):
+        job.run(name, fresh=True)
+    assert os.listdir() == [name]
 
 
 @pytest.mark.parametrize("fsync", ["interval=0.01s", "group", "off"])
@@ -262,6 +324,37 @@ def test_a_copy_of_standard_input_can_be_resumed(job: Job, stdin: Callable[[str]
     assert (job.calls, os.path.exists("out.jsonl.spool.1")) == ([1, 2, 7], True)
 
 
+def test_a_copy_that_another_run_reads_is_not_renamed(job: Job, stdin: Callable[[str], None]) -> None:
+    stdin('{"x": 1}\n')
+    second: list[BaseException] = []
+
+    def start_anew(s: int) -> int:
+        try:
+            Job().run("-", spool=True, fresh=True)
+        except OutputLocked as error:
+            second.append(error)
+        return s
+
+    job.pipeline.add_stage("again", start_anew, run="thread")
+    assert account(job.run("-", spool=True)) == (1, 1, 0, 0, 0)
+    (error,) = second
+    assert str(error).startswith(f"out.jsonl is being written by pid {os.getpid()} on ")
+    assert not os.path.exists("out.jsonl.spool.1")
+
+
+def test_a_copy_never_takes_the_name_of_another_run_s(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = iter([b'{"x": 1}\n', b""])
+
+    def read(descriptor: int, count: int) -> bytes:
+        Path("out.jsonl.spool").write_text('{"x": 2}\n')  # meanwhile
+        return next(parts)
+
+    monkeypatch.setattr("stageflow.ends.os.read", read)
+    with pytest.raises(OutputLocked, match=r"out.jsonl.spool was made just now, by a run that began while standard"):
+        job.run("-", spool=True)
+    assert (Path("out.jsonl.spool").read_text(), os.listdir()) == ('{"x": 2}\n', ["out.jsonl.spool"])
+
+
 def test_a_copy_is_refused_where_there_is_nothing_to_copy(job: Job) -> None:
     with pytest.raises(RequestError, match="spool keeps standard input for a file"):
         job.run([{"x": 1}], spool=True)
@@ -300,3 +393,79 @@ def test_children_that_are_tried_again_come_where_they_were_yielded() -> None:
     assert account(run(retry_failed=True))[1:3] == (7, 0)
     run("undisturbed.jsonl")
     assert Path("out.jsonl").read_bytes() == Path("undisturbed.jsonl").read_bytes()
+
+
+def test_what_was_kept_of_a_record_is_not_written_again_when_it_dies_before_its_children() -> None:
+    write_input(1, 2)
+    bad: set[str] = {"1.1"}
+
+    def run(version: str, **options: Any) -> RunReport:
+        pipeline = Pipeline("family")
+
+        async def first(x: int) -> int:
+            if str(x) in bad:
+                raise LookupError(x)
+            return x
+
+        async def children(first: int) -> Any:
+            for place in range(3):
+                yield f"{first}.{place}"
+
+        async def check(children: str) -> str:
+            if children in bad:
+                raise LookupError(children)
+            return children
+
+        pipeline.add_stage("first", first, version=version)
+        pipeline.add_stage("children", children)
+        pipeline.add_stage("check", check)
+        return pipeline.run_sync("in.jsonl", "out.jsonl", loop="asyncio", **options)
+
+    def written() -> list[str]:
+        return [json.loads(line)["check"] for line in Path("out.jsonl").read_text().splitlines()]
+
+    assert account(run("1"))[1:3] == (1, 1)
+    bad.symmetric_difference_update({"1.1", "1"})
+    assert account(run("2", retry_failed=True))[1:3] == (1, 1)
+    assert written() == ["1.0", "1.2", "2.0", "2.1", "2.2"], "what an earlier run wrote is kept"
+    bad.clear()
+    assert account(run("2", retry_failed=True))[1:3] == (2, 0)
+    assert written() == ["1.0", "1.1", "1.2", "2.0", "2.1", "2.2"]
+
+
+def test_what_was_kept_of_a_record_goes_when_another_job_drops_it() -> None:
+    write_input(1, 2)
+
+    def run(*, drops: bool, **options: Any) -> RunReport:
+        pipeline = Pipeline("family")
+
+        async def first(x: int) -> Any:
+            return drop("no") if drops else x
+
+        async def children(first: int) -> Any:
+            yield first
+            raise LookupError(first)
+
+        pipeline.add_stage("first", first, version=str(drops))
+        pipeline.add_stage("children", children)
+        return pipeline.run_sync("in.jsonl", "out.jsonl", loop="asyncio", **options)
+
+    assert account(run(drops=False))[1:3] == (0, 2)
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+    report = run(drops=True, retry_failed=True)
+    assert (report.dropped, report.dead) == (2, 0)
+    assert Path("out.jsonl").read_text() == ""
+
+
+def test_two_runs_never_share_a_file_of_dead_letters() -> None:
+    write_input(*range(1, 7))
+    first, second = aborting(3), Job()
+    second.bad = {2, 4}
+    assert first.run(dead="dead.jsonl").exit_code == 4
+    with pytest.raises(RequestError, match=r"dead.jsonl exists"):
+        second.pipeline.run_sync("in.jsonl", "other.jsonl", loop="asyncio", dead="dead.jsonl")
+    first.bad.clear()
+    assert first.run(dead="dead.jsonl").exit_code == 0
+    assert not Path("dead.jsonl").exists()
+    report = second.pipeline.run_sync("in.jsonl", "other.jsonl", loop="asyncio", dead="dead.jsonl")
+    assert (report.exit_code, len(Path("dead.jsonl").read_text().splitlines())) == (3, 2)

@@ -125,6 +125,22 @@ def test_what_is_no_part_of_a_job(bench: Bench, name: str) -> None:
     assert bench.told(*SAME[name]) == []
 
 
+CALLED = """\
+from stageflow import Pipeline
+
+pipeline = Pipeline("called")
+
+def shout(text):
+    return text.upper()
+
+pipeline.stage(max_in_flight=8, retry=3)(shout)
+"""
+
+
+def test_knobs_are_no_part_of_a_job_either_where_no_decorator_has_them(bench: Bench) -> None:
+    assert bench.told(("max_in_flight=8, retry=3", "timeout=5, queue_size=1"), job=CALLED) == []
+
+
 REST = "job.py (outside its stages)"
 DIFFERENT = {
     "a function": ([("shorten(query)", "shorten(query).strip()")], ['stage "retrieve" (source)']),
@@ -316,8 +332,9 @@ def test_declared_files_are_a_list_of_paths(files: Any) -> None:
 
 def test_parameters_count_by_value_and_secret_ones_never(bench: Bench) -> None:
     plan = bench.pipeline().plan()
-    before = job_identity(plan, params={"model": "a", "n": 1, "OpenAI_Key": "x", "password": "y", "max_tokens": 5})
-    now = job_identity(plan, params={"model": "b", "n": "1", "OpenAI_Key": "z", "auth_token": "z", "max_tokens": 6})
+    first = {"model": "a", "n": 1, "OpenAI_Key": "x", "password": "y", "max_tokens": 5}
+    second = {"model": "b", "n": "1", "OpenAI_Key": "z", "auth_token": "z", "max_tokens": 6}
+    before, now = (job_identity(dataclasses.replace(plan, params=params)) for params in (first, second))
     assert changes(before, now) == ['parameter "model"', 'parameter "n"', 'parameter "max_tokens"']
     assert list(before.params) == ["model", "n", "max_tokens"]
 

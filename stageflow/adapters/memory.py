@@ -27,12 +27,14 @@ class IterableSource:
         path: ``None``: there is no file.
         numbered: False: an index is no line number.
         blank: 0: there are no lines.
+        warnings: None, ever: any value is as good as another.
     """
 
     def __init__(self, records: Iterable[Any] | AsyncIterable[Any]) -> None:
         self.path: str | None = None
         self.numbered = False
         self.blank = 0
+        self.warnings: tuple[str, ...] = ()
         self._records = records
 
     def check(self) -> None:

@@ -13,12 +13,13 @@ from typing import Any, Final
 
 from stageflow.chaos.compare import differences
 from stageflow.chaos.lives import Life, Unequal, ended_by_signals, kill, leave_alone
+from stageflow.cli_options import plan_of
 from stageflow.ends import source_of
 from stageflow.errors import RequestError, RunStopped
 from stageflow.graph import nearest
 from stageflow.loader import Job
-from stageflow.plan import Override, Plan
-from stageflow.settings import parse_params
+from stageflow.plan import Plan
+from stageflow.report.text import counted
 
 __all__ = ["chaos"]
 
@@ -31,14 +32,15 @@ def chaos(
     reference: str,
     input_: str,
     given: Mapping[str, Any],
-    overrides: Callable[..., tuple[Override, ...]],
     *,
     tell: Callable[[str], None],
     show: Callable[[str], None],
-) -> int:
+) -> None:
     """Run the job twice, once killed ``given["kills"]`` times, and compare.
 
     Args:
+        reference: The job as its children load it: what ``job`` was loaded by.
+        given: The options of the command, by name.
         tell: Says something while it goes.
         show: Prints the account.
 
@@ -47,11 +49,11 @@ def chaos(
         RunStopped: The undisturbed run did not come to its end, so there is nothing to compare with.
         Unequal: The runs differ, or a start after a kill failed or hung. The files are kept.
     """
-    plan = job.pipeline.plan(overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
+    plan = plan_of(job, given)
     compared = _compared(plan, given["deterministic"])
     seed = given["seed"] if given["seed"] is not None else random.randrange(2**32)
     _announce(plan, input_, given, seed, tell)
-    folder = Path(tempfile.mkdtemp(prefix="stageflow-chaos-"))
+    folder, kept = Path(tempfile.mkdtemp(prefix="stageflow-chaos-")), False
     try:
         with ended_by_signals():
             undisturbed = Life(folder / "undisturbed", reference, input_, given)
@@ -68,13 +70,12 @@ def chaos(
             differ = "1 record differs" if len(found) == 1 else f"{len(found):,} records differ"
             raise Unequal(differ, hint=f"both runs are in {folder}; seed {seed}")
     except (Unequal, RunStopped) as error:
+        kept = True
         error.hint = error.hint or f"what it said and wrote is in {folder}; seed {seed}"
         raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _compared(plan: Plan, names: Sequence[str]) -> tuple[str, ...] | None:
@@ -101,9 +102,10 @@ def _announce(plan: Plan, input_: str, given: Mapping[str, Any], seed: int, tell
     records, stages, most = source.estimate() or 0, len(plan.stages), plan.max_open_records
     if given["limit"] is not None:
         records = min(records or given["limit"], given["limit"])
+    calls = f"about {2 * records * stages:,} calls, and those of up to {most:,} records again for each of"
     tell(
-        f"stageflow: 2 runs of about {records:,} records through {stages} stages: about {2 * records * stages:,} "
-        f"calls, and those of up to {most:,} records again for each of {given['kills']} kills (seed {seed})"
+        f"stageflow: 2 runs of about {records:,} records through {counted(stages, 'stage')}: "
+        f"{calls} {given['kills']} kills (seed {seed})"
     )
     if given["limit"] is None and not given["yes"]:
         raise RequestError("chaos makes real calls", hint="pass --limit N for a part of the input, or --yes for all")
@@ -117,8 +119,7 @@ def _account(
 ) -> str:
     """What the user is told in the end."""
     width = max(map(len, ["stage", *plan.order]))
-    kills = "1 kill" if killed.kills == 1 else f"{killed.kills} kills"
-    lines = [f"{kills} in {killed.starts} starts, {killed.seconds:,.1f} s"]
+    lines = [f"{counted(killed.kills, 'kill')} in {counted(killed.starts, 'start')}, {killed.seconds:,.1f} s"]
     if killed.kills:
         again = f"{after.most_again:,} records were begun again after one kill at most"
         lines.append(f"{again} ({plan.max_open_records:,} may be open)")

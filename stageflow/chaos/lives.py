@@ -14,20 +14,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from stageflow.cli_options import as_typed
 from stageflow.errors import RunStopped, StageflowError
 
 __all__ = ["Life", "Timing", "Unequal", "ended_by_signals", "kill", "leave_alone"]
 
 _EARLY_SHARE: Final = 0.25
-"""Of the kills come while a start begins or recovers, before its first call."""
+"""Share of the kills that come before the first call of a start: while it begins, or recovers."""
 
 _SLOWER: Final = 10
 _MARGIN: Final = 60.0
-"""A start that takes so many times as long as the undisturbed run, and so many seconds more, hangs."""
+"""A start hangs if it takes longer than so many times the undisturbed run and so many seconds more."""
 
 _POLL: Final = 0.002
+"""Seconds between two looks for a first call: a small part of what a start takes."""
 
 _COMPLETE: Final = (0, 3)
+"""Exit codes of a run that has come to its end, with dead letters or without."""
 
 
 class Unequal(StageflowError):
@@ -95,18 +98,8 @@ class Life:
 
 def _options(given: Mapping[str, Any]) -> list[str]:
     """The options that a run has, too, as they were typed."""
-    options = []
-    for name, option in (
-        ("max_in_flight", "--max-in-flight"),
-        ("queue_size", "--queue-size"),
-        ("pairs", "--set"),
-        ("params", "-p"),
-    ):
-        for value in given[name]:
-            options += [option, value]
-    if given["limit"] is not None:
-        options += ["--limit", str(given["limit"])]
-    return [*options, "--loop", given["loop"]]
+    limit = ["--limit", str(given["limit"])] if given["limit"] is not None else []
+    return [*as_typed(given), *limit, "--loop", given["loop"]]
 
 
 @dataclass(frozen=True, slots=True)

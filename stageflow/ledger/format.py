@@ -27,7 +27,18 @@ from zlib import crc32
 
 import orjson
 
-__all__ = ["SEAL_BYTES", "VERSION", "Fields", "merge_ranges", "parse", "ranges_of", "seal", "seal_of", "stands_alone"]
+__all__ = [
+    "SEAL_BYTES",
+    "VERSION",
+    "Fields",
+    "begins_as_header",
+    "merge_ranges",
+    "parse",
+    "ranges_of",
+    "seal",
+    "seal_of",
+    "stands_alone",
+]
 
 VERSION = 1
 """Of the format. A newer one is refused."""
@@ -35,6 +46,7 @@ VERSION = 1
 Fields = dict[str, Any]
 
 _HEX_DIGITS = 8
+_HEADER = b' {"t":"h"'
 SEAL_BYTES = _HEX_DIGITS + 1
 """Of a line, before its JSON."""
 
@@ -68,6 +80,12 @@ def stands_alone(line: bytes) -> Fields | None:
     except orjson.JSONDecodeError:
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def begins_as_header(head: bytes) -> bool:
+    """Whether the beginning of a file is that of a header, as far as it goes."""
+    crc, start = head[:_HEX_DIGITS], head[_HEX_DIGITS:]
+    return not crc.strip(b"0123456789abcdef") and start[: len(_HEADER)] == _HEADER[: len(start)]
 
 
 def ranges_of(numbers: Iterable[int]) -> list[list[int]]:

@@ -29,6 +29,19 @@ class Names:
         self.letters_directory = os.path.dirname(self.letters) if self.letters is not None else None
 
     @property
+    def letters_noted(self) -> str | None:
+        """The dead letters as a ledger notes them: no folder where it is its own, so that all may be moved together."""
+        if self.letters is None:
+            return None
+        beside = self.letters_directory == self.directory
+        return as_text(os.path.basename(self.letters) if beside else self.letters)
+
+    @property
+    def letters_named(self) -> bool:
+        """The dead letters have a name of the user's choice, which another run may be given as well."""
+        return self.letters is not None and self.letters != f"{self.output}.dead.jsonl"
+
+    @property
     def directories(self) -> list[str]:
         """The folders that hold the files, each once."""
         return list(dict.fromkeys(path for path in (self.directory, self.letters_directory) if path is not None))
@@ -40,10 +53,9 @@ class Names:
             known.append((self.letters, self.shown_letters))
         return [(path, shown) for path, shown in known if disk.exists(path)]
 
-    def set_aside(self, disk: Disk) -> None:
-        """Give every file that exists another name: ``out.jsonl.1``, ``out.jsonl.ledger.1``, one number for all."""
-        paths = [path for path, _ in self.present(disk)]
-        paths += [self.ledger] if disk.exists(self.ledger) else []
+    def set_aside(self, disk: Disk, *more: str) -> None:
+        """Give every data file that exists, and then ``more``, another name: ``out.jsonl.1``, one number for all."""
+        paths = [*(path for path, _ in self.present(disk)), *more]
         free = next(number for number in count(1) if not any(disk.exists(f"{path}.{number}") for path in paths))
         for path in paths:
             disk.rename(path, f"{path}.{free}")

@@ -15,23 +15,21 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Final
 
-from stageflow.commit import LetterPlace, OpenRequest, Resumption
+from stageflow.commit import BLANK, LetterPlace, OpenRequest, Resumption
 from stageflow.errors import OutputLocked, RequestError, StateMismatch, StorageError
 from stageflow.ledger.disk import Disk, read_exactly, read_lines
 from stageflow.ledger.finish import Files, finish, take_back
-from stageflow.ledger.format import VERSION, Fields, stands_alone
+from stageflow.ledger.format import VERSION, Fields, begins_as_header, stands_alone
 from stageflow.ledger.mounts import weak_mount
 from stageflow.ledger.names import Names, as_text
 from stageflow.ledger.recovery import Recovered, read_state
-from stageflow.ledger.state import State
+from stageflow.ledger.state import OPEN, State
 from stageflow.ledger.store import Store, now
 
 __all__ = ["open_store", "read_letter"]
 
 _FRESH: Final = "or start anew with --fresh, which keeps the old files under other names"
 _HEADER_BYTES: Final = 1 << 16
-_HEX_DIGITS: Final = 8
-_BEGINNING: Final = b' {"t":"h"'
 
 
 def open_store(disk: Disk, names: Names, request: OpenRequest) -> tuple[Store | None, Resumption]:
@@ -79,15 +77,14 @@ def _refuse_unwritable(disk: Disk, names: Names) -> None:
 
 def _open_ledger(disk: Disk, names: Names, opened: ExitStack, request: OpenRequest) -> int | None:
     """The ledger that is there, locked; ``None`` where a run begins."""
+    present = names.present(disk)  # before the ledger is looked for: a run that begins just now makes that one first
     if not disk.exists(names.ledger):
-        if present := names.present(disk):
-            if not request.fresh:
-                _, shown = present[0]
-                raise RequestError(
-                    f"{shown} exists and was not written by stageflow, or its ledger is gone",
-                    hint=f"choose another name, restore {names.shown}.ledger, {_FRESH}",
-                )
-            names.set_aside(disk)
+        if present and not request.fresh:
+            _, shown = present[0]
+            raise RequestError(
+                f"{shown} exists and was not written by stageflow, or its ledger is gone",
+                hint=f"choose another name, restore {names.shown}.ledger, {_FRESH}",
+            )
         return None
     with ExitStack() as looking:
         ledger = disk.open(names.ledger)
@@ -99,7 +96,7 @@ def _open_ledger(disk: Disk, names: Names, opened: ExitStack, request: OpenReque
         if not disk.is_at(ledger, names.ledger):
             raise OutputLocked(f"{names.shown} was being written until just now", hint="run the same command again")
         if request.fresh:
-            names.set_aside(disk)
+            names.set_aside(disk, names.ledger)
             return None
         opened.push(looking.pop_all())
     return ledger
@@ -127,6 +124,8 @@ def _begin(disk: Disk, names: Names, opened: ExitStack, request: OpenRequest) ->
     opened.callback(disk.close, ledger)
     if not disk.lock(ledger):
         raise OutputLocked(f"{names.shown} is being written by a run that began just now", hint="choose another output")
+    if request.fresh:
+        names.set_aside(disk)  # only now: without the lock they could be those of a run that began just now
     return _first_epoch(disk, names, ledger, opened, request)
 
 
@@ -137,12 +136,23 @@ def _first_epoch(
         disk.sync_directory(directory)  # the ledger has its name before any data has one
     results = disk.create(names.partial, 0o666)
     opened.callback(disk.close, results)
+    letters = _claim_letters(disk, names)
+    if letters is not None:
+        opened.callback(disk.close, letters)
     found = Recovered(State(), 0, 0)
-    store = Store(disk, names, ledger=ledger, results=results, letters=None, found=found)
+    store = Store(disk, names, ledger=ledger, results=results, letters=letters, found=found)
     run = uuid.uuid4().hex[:12]
     store.begin(_header_fields(names, request, run, 1))
     store.sync()
     return store, Resumption(run=run)
+
+
+def _claim_letters(disk: Disk, names: Names) -> int | None:
+    """Make the file of dead letters before there are any, where another run could come to make one of that name."""
+    if not names.letters_named:
+        return None
+    assert names.letters is not None, "a name without a file"
+    return disk.create(names.letters)
 
 
 def _header_fields(names: Names, request: OpenRequest, run: str, epoch: int) -> Fields:
@@ -154,7 +164,7 @@ def _header_fields(names: Names, request: OpenRequest, run: str, epoch: int) -> 
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "at": now(),
-        "dead": as_text(names.letters) if names.letters is not None else None,
+        "dead": names.letters_noted,
         "opts": {"order": request.order},
         "input": asdict(request.input) | {"path": as_text(request.input.path)} if request.input is not None else None,
         "job": asdict(request.job) | {"file": as_text(request.job.file)},
@@ -176,11 +186,13 @@ def _resume(
         disk.truncate(ledger, 0)
         data.close()
         disk.remove(names.partial)
+        if letters is not None and names.letters is not None:
+            disk.remove(names.letters)
         return _first_epoch(disk, names, ledger, opened, request)
     _refuse_stray_output(disk, names, state)
     resumption = Resumption(run=state.run, epoch=state.epoch, done=state.done, totals=state.totals)
     changes = _compare(names, state, request, resumption)
-    retries = _letters_to_retry(state) if request.retry_failed else []
+    retries = _letters_to_retry(names, state) if request.retry_failed else []
     if state.final is not None:
         disk.sync(ledger)  # the run that wrote the final line may have been killed before it did
         finish(_files(disk, names, ledger, results, letters), state)
@@ -193,6 +205,8 @@ def _resume(
     store = _next_epoch(disk, names, ledger, results, letters, found, request)
     if results is None:
         opened.callback(disk.close, store.results)
+    if letters is None and store.letters is not None:
+        opened.callback(disk.close, store.letters)
     if changes:
         store.write_line({"t": "e", "text": "accepted: job changed: " + ", ".join(changes)})
     if retries:
@@ -229,8 +243,8 @@ def _files(disk: Disk, names: Names, ledger: int, results: int | None, letters: 
 def _refuse_foreign(disk: Disk, names: Names, ledger: int, results: int | None, letters: int | None) -> None:
     """Refuse what is no ledger. One that has no header yet is of a run that ended as it began, with nothing written."""
     head = disk.read(ledger, _HEADER_BYTES, 0)
-    begun = _is_header(head) or _is_no_text(head)
-    if disk.exists(names.output) or letters is not None or not begun:
+    begun = begins_as_header(head) or _is_no_text(head)
+    if disk.exists(names.output) or (letters is not None and disk.size(letters)) or not begun:
         raise StateMismatch(f"{names.shown}.ledger is not a ledger", hint=f"choose another output, {_FRESH}")
     if results is not None and disk.size(results):
         # Nothing is written before the header is durable: so it was there once.
@@ -238,12 +252,6 @@ def _refuse_foreign(disk: Disk, names: Names, ledger: int, results: int | None, 
             "ledger damaged at byte 0 (before results were written)",
             hint=f"restore {names.shown}.ledger from a copy, {_FRESH}",
         )
-
-
-def _is_header(head: bytes) -> bool:
-    """Whether it begins as a header, as far as it goes."""
-    crc, start = head[:_HEX_DIGITS], head[_HEX_DIGITS:]
-    return not crc.strip(b"0123456789abcdef") and start[: len(_BEGINNING)] == _BEGINNING[: len(start)]
 
 
 def _is_no_text(head: bytes) -> bool:
@@ -282,9 +290,10 @@ def _compare(names: Names, state: State, request: OpenRequest, resumption: Resum
                 f"input changed since the last run (first difference in lines {lines[0]}-{lines[1]})",
                 hint=f"restore it, choose another output, {_FRESH}",
             )
-        if given.size != before.size and given.codec == before.codec == "plain":
+        if given.size > before.size and given.codec == before.codec == "plain":
             was, lines_now = _count_lines(given.path, before.size), _count_lines(given.path, given.size)
-            resumption.notes.append(f"input grew from {was:,} to {lines_now:,} lines")
+            if lines_now > was:  # not by the end of its last line alone
+                resumption.notes.append(f"input grew from {was:,} to {lines_now:,} lines")
     changes = request.job_changes(state.job(), request.job)
     if changes and not (request.accept_job_change or request.retry_failed):
         raise StateMismatch(
@@ -305,17 +314,30 @@ def _count_lines(path: str, end: int) -> int:
 
 def _nothing_left(state: State, request: OpenRequest) -> bool:
     assert state.final is not None, "asked of a run that is not complete"
-    if request.limit is not None and state.totals.settled >= request.limit:
+    if request.limit is not None and _settled_first(state) >= request.limit:
         return True
     read = state.marks[-1].bytes if state.marks else 0
     before, given = state.input(), request.input
     assert before is not None, "asked without an input"
     assert given is not None, "asked without an input"
-    return bool(state.final["ended"]) and (given.same_file(before) or given.codec != "plain" or given.size == read)
+    # How long a compressed text is by now, only reading it tells.
+    return bool(state.final["ended"]) and (given.same_file(before) or (given.codec == "plain" and given.size == read))
 
 
-def _letters_to_retry(state: State) -> list[int]:
-    return list(state.pending_retries()) or list(state.open_letters())
+def _settled_first(state: State) -> int:
+    """Records before the first that has not settled. Behind that one, too, some may have."""
+    end = (state.done + bytes([OPEN])).find(OPEN)
+    return end - state.done.count(BLANK, 0, end)
+
+
+def _letters_to_retry(names: Names, state: State) -> list[int]:
+    found = list(state.pending_retries()) or list(state.open_letters())
+    if found and names.letters is None:
+        raise RequestError(
+            f"the dead letters of {names.shown} were kept in no file, so they can't be tried again",
+            hint="start anew with --fresh, and name a file with --dead",
+        )
+    return found
 
 
 def _what_was_left(state: State, found: Recovered) -> list[str]:
@@ -357,6 +379,8 @@ def _next_epoch(
     disk.reached("ledger cut")
     if results is None:
         results = disk.create(names.partial, 0o666)
+    if letters is None:
+        letters = _claim_letters(disk, names)
     store = Store(disk, names, ledger=ledger, results=results, letters=letters, found=found)
     store.begin(_header_fields(names, request, state.run, state.epoch + 1))
     disk.reached("epoch begun")

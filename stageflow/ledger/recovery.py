@@ -14,6 +14,7 @@ The rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from zlib import crc32
@@ -21,7 +22,7 @@ from zlib import crc32
 from stageflow.errors import RequestError, StateMismatch
 from stageflow.ledger.disk import READ_BYTES, Disk, read_exactly, read_lines
 from stageflow.ledger.format import SEAL_BYTES, VERSION, Fields, parse, seal_of, stands_alone
-from stageflow.ledger.names import Names, as_text
+from stageflow.ledger.names import Names
 from stageflow.ledger.state import State
 
 __all__ = ["Lines", "Recovered", "read_state"]
@@ -96,10 +97,9 @@ def _refuse_newer(names: Names, header: Fields) -> None:
 
 
 def _refuse_other_letters(names: Names, header: Fields) -> None:
-    if header["dead"] != (as_text(names.letters) if names.letters is not None else None):
-        raise RequestError(
-            f"the dead letters of this run are in {header['dead'] or 'no file'}", hint="give the same --dead as before"
-        )
+    if header["dead"] != names.letters_noted:
+        where = os.path.join(names.directory, header["dead"]) if header["dead"] else "no file"
+        raise RequestError(f"the dead letters of this run are in {where}", hint="give the same --dead as before")
 
 
 def _holds(disk: Disk, state: State, fields: Fields, results: int | None, letters: int | None) -> bool:
@@ -169,9 +169,10 @@ def _compare_sizes(disk: Disk, names: Names, recovered: Recovered, results: int 
                 hint="restore it from a copy, or start anew with --fresh",
             )
         if size > end and state.clean:
+            mend = f"cut it back to {end} bytes" if end else "move it away"
             raise StateMismatch(
                 f"{shown} is longer than its ledger says ({size:,} > {end:,} bytes), and the last run ended in order",
-                hint=f"something else wrote to it: cut it back to {end} bytes, or start anew with --fresh",
+                hint=f"something else wrote to it: {mend}, or start anew with --fresh",
             )
     recovered.results_cut = max(0, (disk.size(results) if results is not None else 0) - state.results_end)
     recovered.letters_cut = max(0, (disk.size(letters) if letters is not None else 0) - state.letters_end)

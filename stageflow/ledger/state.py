@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from stageflow.commit import BLANK, Commit, InputIdentity, InputMark, JobIdentity, Totals
+from stageflow.commit import BLANK, DEAD_IN_PART, Commit, InputIdentity, InputMark, JobIdentity, Totals
 from stageflow.ledger.format import Fields, merge_ranges
 
 __all__ = ["DEAD", "DEAD_IN_PART", "OPEN", "State"]
@@ -20,8 +20,6 @@ WRITTEN: Final = 1
 DROPPED: Final = 2
 DEAD: Final = 3
 """Nothing of the record was written."""
-DEAD_IN_PART: Final = 4
-"""Some of its children were written."""
 
 
 class State:

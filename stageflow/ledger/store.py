@@ -13,19 +13,20 @@ What holds, always:
 from __future__ import annotations
 
 import datetime
+import errno
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from zlib import crc32
 
-from stageflow.commit import Commit, InputMark
+from stageflow.commit import DEAD_IN_PART, Commit, InputMark
 from stageflow.errors import StorageError
 from stageflow.ledger.disk import OUT_OF_SPACE, Disk, write_all
 from stageflow.ledger.format import Fields, ranges_of, seal
 from stageflow.ledger.names import Names
 from stageflow.ledger.recovery import Recovered
-from stageflow.ledger.state import DEAD, DEAD_IN_PART, OPEN, State
+from stageflow.ledger.state import DEAD, OPEN, State
 
 __all__ = ["OutOfSpace", "Store"]
 
@@ -260,6 +261,8 @@ class Store:
         kept = f"{self.state.totals.settled:,} records are safe"
         if error.errno in OUT_OF_SPACE:
             return OutOfSpace(f"no space left writing {self.names.shown}.partial; {kept}")
+        if error.errno == errno.EEXIST:  # no other file is made in the middle of a run
+            return StorageError(f"{self.names.shown_letters} appeared during the run; {kept}", hint="move it away")
         return StorageError(f"cannot write {self.names.shown}.partial: {error.strerror}; {kept}")
 
 

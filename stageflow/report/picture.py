@@ -13,7 +13,7 @@ from html import escape
 from itertools import pairwise
 
 from stageflow.report.layout import Layout, lay_out, spread
-from stageflow.report.text import cells, clip, count, pad, printable
+from stageflow.report.text import cells, clip, count, counted, pad, printable
 
 __all__ = ["Picture", "PictureNode", "render"]
 
@@ -162,7 +162,7 @@ class _TooCrowded(Exception):
 
 
 def _text(graph: Picture, edges: _Edges) -> str:
-    title = f"{printable(graph.name)}: {len(graph.nodes)} stage{'' if len(graph.nodes) == 1 else 's'}"
+    title = f"{printable(graph.name)}: {counted(len(graph.nodes), 'stage')}"
     layout = lay_out(len(graph.nodes) + 2, edges)
     full = [_label(node) for node in graph.nodes]
     names = [label[:1] for label in full]

@@ -25,7 +25,7 @@ from stageflow.events import (
     StopRequested,
     Warned,
 )
-from stageflow.report.text import cells, clip, count, duration, pad, printable, rate
+from stageflow.report.text import cells, clip, count, counted, duration, pad, printable, rate
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -201,7 +201,7 @@ def _dead_line(letter: dict[str, Any], dead: str | None) -> str:
 
 
 def _stop_line(event: StopRequested) -> str:
-    records = f"{count(event.open)} record{'' if event.open == 1 else 's'} in flight"
+    records = f"{counted(event.open, 'record')} in flight"
     if event.cancelled:
         return f"stopping: {records} cancelled"
     if not event.open:
@@ -233,7 +233,7 @@ class _Messages:
                 self._say(f"warning: {event.message}")
             case Resumed():
                 if event.epoch > 1:
-                    self._say(f"resuming: {count(event.done)} record{'' if event.done == 1 else 's'} done before")
+                    self._say(f"resuming: {counted(event.done, 'record')} done before")
                 for note in event.notes:
                     self._say(f"note: {note}")
             case StopRequested():

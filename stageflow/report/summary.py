@@ -36,7 +36,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from stageflow.report.stats import RunReport, StageReport
-from stageflow.report.text import cells, clip, count, duration, pad, percent, printable
+from stageflow.report.text import cells, clip, count, counted, duration, pad, percent, printable
 
 __all__ = ["bottleneck", "summary_json", "summary_text"]
 
@@ -85,7 +85,7 @@ def _head(report: RunReport) -> list[str]:
     if report.bad:
         notes.append(f"{count(report.bad)} of the dead could not be read as records")
     if report.blank:
-        notes.append(f"{_records(report.blank, 'blank line')} left out")
+        notes.append(f"{counted(report.blank, 'blank line')} left out")
     if notes:
         lines.append("; ".join(notes))
     if report.stopped is not None:
@@ -187,7 +187,8 @@ def bottleneck(report: RunReport) -> str:
     stages = list(report.stages.values())
     settled = report.settled
     if not stages or settled < _ENOUGH_RECORDS or report.seconds < _ENOUGH_SECONDS:
-        return f"{_records(settled)} in {duration(report.seconds)} are too little to judge what binds the throughput."
+        took = f"{counted(settled, 'record')} in {duration(report.seconds)}"
+        return f"{took} are too little to judge what binds the throughput."
     calls_per_second = sum(stage.received for stage in stages) / report.seconds
     return (
         _event_loop(stages)
@@ -199,10 +200,6 @@ def bottleneck(report: RunReport) -> str:
         or _full_channel(stages)
         or _input(stages)
     )
-
-
-def _records(number: int, what: str = "record") -> str:
-    return f"{count(number)} {what}" if number == 1 else f"{count(number)} {what}s"
 
 
 def _full(stage: StageReport) -> bool:

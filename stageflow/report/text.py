@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from unicodedata import category, combining, east_asian_width
 
-__all__ = ["cells", "clip", "count", "duration", "pad", "percent", "printable", "rate"]
+__all__ = ["cells", "clip", "count", "counted", "duration", "pad", "percent", "printable", "rate"]
 
 # A string sequence (window title, clipboard, hyperlink) that never ends is left in, but loses its ESC like any other
 # that is not matched here: its text is harmless then, and may be all there is.
@@ -69,6 +69,11 @@ def pad(text: str, width: int, *, right: bool = False) -> str:
 def count(number: int) -> str:
     """``1234567`` as ``1,234,567``."""
     return f"{number:,}"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 record``, ``2,000 records``."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(share: float) -> str:

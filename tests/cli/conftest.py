@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from workbench import JOB, Folder, Running
+from running import Running
+from workbench import JOB, Folder
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def start(folder: Folder, tmp_path: Path) -> Iterator[Callable[..., Running]]:
             cwd=folder.path,
             **{"stdout": subprocess.DEVNULL, "stderr": files[-1], **options},
         )
-        started.append(Running(folder, process, stderr))
+        started.append(Running(process, stderr))
         return started[-1]
 
     yield begin

@@ -7,14 +7,16 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workbench import SECONDS, Folder, Running
+from running import SECONDS, Running
+from workbench import Folder
 
 from stageflow import Pipeline, drop
-from stageflow.chaos import differences, lives
+from stageflow.chaos import differences, experiment, lives
 
 # Each start that comes so far is noted in `starts`, and there is a stage that takes some milliseconds.
 HEAD = """
@@ -144,6 +146,27 @@ def test_a_record_that_comes_to_something_else_is_named(chaos: Chaos) -> None:
     assert told.code == 3
     assert "record 5: written undisturbed, dropped after kills" in told.out
     assert told.error[-2] == "stageflow: error: 1 record differs"
+
+
+def test_more_done_again_than_can_be_open_is_told(
+    folder: Folder, chaos: Chaos, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = experiment._calls_of
+    monkeypatch.setattr(experiment, "_calls_of", lambda life: replace(count(life), most_again=9_999))
+    told = chaos(FATES, "--kills", "1", "--limit", "20")
+    assert told.code == 3
+    assert told.error[-2] == "stageflow: error: 9,999 records were begun again after one kill, and fewer can be open"
+    assert told.error[-1].endswith("; seed 7")
+    assert len(kept(folder)) == 1
+
+
+def test_records_are_done_again_where_a_later_start_begins_them_too(tmp_path: Path) -> None:
+    life = lives.Life(tmp_path, "job.py", "in.jsonl", {})
+    for number, records in enumerate(([0, 1, 2, 3], [2, 3, 4], [3, 5])):
+        life.logs.append(tmp_path / f"calls{number}")
+        life.logs[-1].write_text("".join(f"s\t{record}.0\n" for record in records))
+    calls = experiment._calls_of(life)
+    assert (calls.calls["s"], calls.again["s"], calls.most_again) == (9, 3, 2)
 
 
 def test_an_undisturbed_run_that_does_not_end_is_not_compared(chaos: Chaos) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workbench import Folder, Running
+from running import Running
+from workbench import Folder
 
 RUN = ("run", "job.py", "in.jsonl", "-o", "out.jsonl", "--progress", "off")
 
@@ -150,6 +151,12 @@ def test_the_status_of_a_run_that_is_complete(folder: Folder) -> None:
     assert {name: os.stat(name).st_mtime_ns for name in folder.names()} == before
 
 
+def test_the_status_tells_what_is_left(folder: Folder) -> None:
+    folder.stageflow(*RUN, "--limit", "1")
+    lines = folder.stageflow("status", "out.jsonl").out.splitlines()
+    assert lines[1] == "  1 record done = 1 written + 0 dropped + 0 dead, about 2 left"
+
+
 def test_the_status_as_json_is_one_line(folder: Folder) -> None:
     folder.stageflow(*RUN)
     (line,) = folder.stageflow("status", "out.jsonl", "--json").out.splitlines()
@@ -162,6 +169,14 @@ def test_the_status_as_json_is_one_line(folder: Folder) -> None:
         1,
     )
     assert found["totals"] == {"written": 2, "dropped": 0, "dead": 1}
+
+
+def test_the_status_where_the_system_tells_of_no_locks(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["stageflow.ledger.status"], "_LOCKS", "no such file")
+    folder.process(*RUN)
+    assert folder.stageflow("status", "out.jsonl").out.startswith("out.jsonl: complete\n")
+    folder.stageflow(*RUN, "--fresh")  # by this process, which is still there
+    assert folder.stageflow("status", "out.jsonl").out.startswith(f"out.jsonl: running (pid {os.getpid()} on ")
 
 
 def test_the_status_of_nothing_is_refused(folder: Folder) -> None:

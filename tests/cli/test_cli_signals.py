@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workbench import Folder, Running
+from running import Running
+from workbench import Folder
 
 # Even records are done at once; odd ones wait until the file `go` appears, or for ever.
 JOB = """

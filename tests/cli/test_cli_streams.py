@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from workbench import Folder, Running
+from running import Running
+from workbench import Folder
 
 LOUD = """
 import os

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -17,8 +15,6 @@ import pytest
 from stageflow.cli import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 20.0
-"""How long a condition may take to come true. It is met in a fraction of that, or never."""
 
 JOB = """
 from stageflow import Pipeline
@@ -89,34 +85,3 @@ class Folder:
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-
-
-class Running:
-    """A run in a process of its own, while it goes."""
-
-    def __init__(self, folder: Folder, process: subprocess.Popen[bytes], stderr: Path) -> None:
-        self._folder = folder
-        self.process = process
-        self._stderr = stderr
-
-    @property
-    def err(self) -> str:
-        return self._stderr.read_text()
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that the process does."""
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.err}"
-            assert time.monotonic() < deadline, f"it did not come to that:\n{self.err}"
-            time.sleep(0.005)
-
-    def until_it_says(self, text: str) -> None:
-        self.until(lambda: text in self.err)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def ends(self, seconds: float = SECONDS) -> int:
-        """The exit code, which comes within so many seconds."""
-        return self.process.wait(seconds)

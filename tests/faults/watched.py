@@ -8,56 +8,30 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from accounts import ROOT
+from ledgers import committed
+from running import Running
 
 __all__ = ["FAULTY", "Runs", "Watched"]
 
 FAULTY: Final = Path(__file__).parent / "durable" / "faulty_command.py"
 """The command with faults put into it; see there."""
 
-SECONDS: Final = 30.0
-"""How long a condition may take to come true. It is met in a fraction of that, or never."""
 
-
-class Watched:
-    """A process of the command."""
+class Watched(Running):
+    """A process of the command whose standard output is kept, too."""
 
     def __init__(self, process: subprocess.Popen[bytes], out: Path, err: Path) -> None:
-        self.process = process
+        super().__init__(process, err)
         self._out = out
-        self._err = err
-
-    @property
-    def err(self) -> str:
-        """What it has said so far."""
-        return self._err.read_text()
 
     @property
     def out(self) -> str:
         return self._out.read_text()
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that the process does while it lives."""
-        deadline = time.monotonic() + SECONDS
-        while not condition():
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.err}"
-            assert time.monotonic() < deadline, f"it did not come to that:\n{self.err}"
-            time.sleep(0.005)
-
-    def until_it_says(self, text: str) -> None:
-        self.until(lambda: text in self.err)
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def ends(self) -> int:
-        """The exit code."""
-        return self.process.wait(SECONDS)
 
 
 class Runs:
@@ -115,10 +89,7 @@ class Runs:
 
     def committed(self, name: str = "out.jsonl") -> list[int]:
         """The records that are settled, by the lines of the ledger."""
-        path = self.path / f"{name}.ledger"
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        found = [json.loads(line[9:]) for line in lines]
-        return [ordinal for fields in found if fields["t"] == "c" for ordinal in fields["k"]]
+        return committed(self.path / f"{name}.ledger")
 
     def names(self) -> set[str]:
         """What stands in the folder, but for what the tests put there."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from model_job import at_once
+from model_job import DirectOutput, at_once
 from real_files import Place, commit, finish, numbers, refusal
 
 from stageflow.errors import OutputLocked, RequestError, StateMismatch, StorageError
@@ -89,6 +89,21 @@ def test_a_limit_is_complete_until_a_run_without_it(place: Place) -> None:
     assert numbers(place.out) == list(range(10))
 
 
+def test_a_limit_is_not_reached_by_records_behind_it(place: Place) -> None:
+    output, _ = place.open(limit=2)
+    at_once(output.write(commit(0, 1, marks=[place.mark(10)])))
+    at_once(output.close(complete=True, ended=False))
+    output, _ = place.open()
+    at_once(output.write(commit(2, 4, 5, 6, 7)))
+    at_once(output.close(complete=False))
+    output, _ = place.open(limit=3)
+    at_once(output.close(complete=True, ended=False))
+    assert place.open(limit=3)[1].complete
+    output, resumption = place.open(limit=4)
+    assert not resumption.complete, "record 3 was never done"
+    at_once(output.close(complete=False))
+
+
 def test_a_long_run_without_a_marker_goes_on_after_its_file_was_put_in_order(place: Place) -> None:
     count = 12_000
     place.write_input(count)
@@ -123,6 +138,18 @@ def test_row_29_finished_dead_letters_that_somebody_changed(place: Place) -> Non
     refusal(place, StateMismatch, "out.jsonl.dead.jsonl is not what it was when the run was complete")
 
 
+def test_dead_letters_that_were_kept_in_no_file_are_not_tried_again(place: Place) -> None:
+    output = DirectOutput(str(place.out), dead=None, fsync="off")
+    output.open(place.request())
+    at_once(output.write(commit(0, 1, line_counts={1: 0}, letter_counts={1: 1}, marks=[place.mark(10)])))
+    at_once(output.close(complete=True))
+    before = place.files()
+    with pytest.raises(RequestError, match=r"the dead letters of .*out.jsonl were kept in no file") as caught:
+        DirectOutput(str(place.out), dead=None, fsync="off").open(place.request(retry_failed=True))
+    assert caught.value.hint == "start anew with --fresh, and name a file with --dead"
+    assert (place.files(), place.is_locked()) == (before, False)
+
+
 # Locked
 
 
@@ -155,6 +182,53 @@ def test_a_run_that_waited_for_the_lock_of_a_ledger_that_is_gone_leaves_it(place
     assert not place.partial.exists()
 
 
+def test_a_run_that_begins_just_now_is_never_set_aside(place: Place) -> None:
+    began: list[str] = []
+
+    class Second(Disk):
+        """Begins a run of its own in the middle of the beginning of another."""
+
+        def exists(self, path: str) -> bool:
+            found = super().exists(path)
+            if path == str(place.ledger) and not began:
+                began.append(path)
+                place.open()
+            return found
+
+    with pytest.raises(OutputLocked, match="is being written by a run that began just now"):
+        place.output(disk=Second()).open(place.request(fresh=True))
+    assert sorted(place.files()) == ["in.jsonl", "out.jsonl.ledger", "out.jsonl.partial"]
+
+
+def test_what_is_there_is_renamed_by_one_of_two_that_start_anew(place: Place) -> None:
+    began: list[str] = []
+
+    class Second(Disk):
+        def exists(self, path: str) -> bool:
+            found = super().exists(path)
+            if path == str(place.ledger) and not began:
+                began.append(path)
+                place.open(fresh=True)
+            return found
+
+    place.out.write_text("precious\n")
+    with pytest.raises(OutputLocked, match="is being written by a run that began just now"):
+        place.output(disk=Second()).open(place.request(fresh=True))
+    assert sorted(place.files()) == ["in.jsonl", "out.jsonl.1", "out.jsonl.ledger", "out.jsonl.partial"]
+
+
+def test_a_run_that_began_just_now_is_not_taken_for_a_foreign_file(place: Place) -> None:
+    class Second(Disk):
+        def exists(self, path: str) -> bool:
+            found = super().exists(path)
+            if path == str(place.partial) and not found and not place.ledger.exists():
+                place.open()
+            return found
+
+    with pytest.raises(OutputLocked, match="is being written by pid"):
+        place.output(disk=Second()).open(place.request())
+
+
 # Names
 
 
@@ -169,6 +243,16 @@ def test_names_that_are_no_text_do_not_matter(tmp_path: Path) -> None:
 
 
 # Links
+
+
+def test_files_that_were_moved_together_go_on(place: Place, tmp_path: Path) -> None:
+    place.stopped()
+    moved = tmp_path.with_name(f"{tmp_path.name}-moved")
+    place.folder.rename(moved)
+    place.folder.mkdir()
+    there = Place(moved)
+    _, resumption = there.open()
+    assert resumption.totals.settled == 6
 
 
 def test_row_24_a_symbolic_link_is_followed_once_and_stays_one(place: Place) -> None:
@@ -263,6 +347,23 @@ def test_row_29_a_tail_that_a_kill_left_is_cut_and_told(place: Place) -> None:
     assert any("the previous run ended without shutdown at 6 records" in note for note in resumption.notes)
     assert place.partial.read_bytes().endswith(b"}\n")
     at_once(output.close(complete=False))
+
+
+def test_dead_letters_that_appear_before_the_first_one_are_left_alone(place: Place) -> None:
+    output, _ = place.open()
+    at_once(output.write(commit(0, marks=[place.mark(10)])))
+    place.dead.write_bytes(b"of another run\n")
+    with pytest.raises(
+        StorageError, match=r"out.jsonl.dead.jsonl appeared during the run; 1 records are safe"
+    ) as caught:
+        at_once(output.write(commit(1, line_counts={1: 0}, letters=[b"{}\n"], letter_counts={1: 1})))
+    assert caught.value.hint == "move it away"
+    at_once(output.close(complete=False))
+    error = refusal(place, StateMismatch, r"dead.jsonl is longer than its ledger says \(15 > 0 bytes\)")
+    assert error.hint == "something else wrote to it: move it away, or start anew with --fresh"
+    place.dead.unlink()
+    finish(place, *range(1, 10))
+    assert numbers(place.out) == list(range(10))
 
 
 def test_a_finished_name_that_appears_while_the_run_is_not_complete(place: Place) -> None:

@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 from model_job import DEAD_PATH, OUT, request_for
 from simulated_disk import SimulatedDisk
+from writer_runs import types
 
 from stageflow.commit import Commit, InputIdentity, InputMark
 from stageflow.errors import StorageError
@@ -55,6 +56,12 @@ def test_row_18_short_writes_of_one_byte_are_invisible() -> None:
         b'{"n":0}\n{"n":1}\n{"n":3}\n{"m":3}\n',
         b'{"dead":0}\n{"dead":2}\n',
     )
+
+
+def test_a_commit_stands_behind_the_marks_that_came_with_it() -> None:
+    disk = SimulatedDisk()
+    opened(disk).append(SECOND)
+    assert types(disk).endswith("ic")
 
 
 def used(disk: SimulatedDisk) -> int:

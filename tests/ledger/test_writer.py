@@ -173,6 +173,21 @@ def test_what_was_not_finished_is_finished_by_the_next_run(how: str) -> None:
     run(work())
 
 
+def test_the_copy_in_order_has_its_name_for_good_before_what_it_was_made_of_is_removed() -> None:
+    async def work() -> None:
+        disk = SimulatedDisk()
+        output = opened(disk)
+        await output.write(commit(2, 0, 1))
+        await output.close(complete=True)
+        end = disk.calls[disk.calls.index("output sorted") :]
+        assert end[: end.index("partial removed")] == [
+            *("output sorted", "write", "sync", "rename"),
+            *("output renamed", "sync_directory", "remove"),
+        ]
+
+    run(work())
+
+
 def test_a_write_that_was_cancelled_does_not_keep_a_run_from_being_finished() -> None:
     async def work() -> None:
         disk = Watched()

@@ -17,7 +17,10 @@ import orjson
 from stageflow.errors import RecordError
 from stageflow.item import BadRecord
 
-__all__ = ["MAX_NESTING", "MAYBE_DEEP_BYTES", "examined", "has_long_digits", "repeated_key", "why_not_json"]
+__all__ = ["BOM", "MAX_NESTING", "MAYBE_DEEP_BYTES", "examined", "has_long_digits", "repeated_key", "why_not_json"]
+
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8. JSON has none; some editors put one at the start of a file."""
 
 MAX_NESTING = 200
 """Deepest nesting accepted, the record itself being level 1. orjson writes 254; a result may add levels of its own."""
@@ -25,10 +28,9 @@ MAX_NESTING = 200
 MAYBE_DEEP_BYTES = 2 * MAX_NESTING
 """A line this short holds too few brackets, opening and closing ones, to be nested deeper."""
 
-_UNNAMED = "..."
+_UNNAMED = "..."  # the name of a key that can't be told
 _TOO_DEEP = f"nesting deeper than {MAX_NESTING}"
 
-_BOM = b"\xef\xbb\xbf"
 _DIGIT_TO_ZERO = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
 # 2**63 has 19 digits. In a run of 19 every sixth byte hits at least three times in a row.
 _LONG_RUN = b"0" * 19
@@ -136,7 +138,7 @@ def why_not_json(line: bytes, error: orjson.JSONDecodeError) -> tuple[str, int |
         return f"InvalidEncoding at byte {undecodable.start + 1}", None
     if "\0" in text:
         return _invalid("NUL byte", text.index("\0") + 1)
-    if line.startswith(_BOM):
+    if line.startswith(BOM):
         return _invalid("byte order mark", 1)
     if "depth" in error.msg or "recursion" in error.msg:
         return _TOO_DEEP, None

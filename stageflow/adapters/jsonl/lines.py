@@ -19,7 +19,15 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from stageflow.adapters.jsonl.decode import MAYBE_DEEP_BYTES, examined, has_long_digits, repeated_key, why_not_json
+from stageflow.adapters.jsonl.decode import (
+    BOM,
+    MAYBE_DEEP_BYTES,
+    examined,
+    has_long_digits,
+    repeated_key,
+    why_not_json,
+)
+from stageflow.adapters.jsonl.gz import MAGIC
 from stageflow.errors import RecordError, RequestError
 from stageflow.item import BadRecord
 from stageflow.protocols import Entry
@@ -36,8 +44,6 @@ FEWEST_JUDGED: Final = 10
 """So many lines it takes to say that a file is the wrong one."""
 
 _KEY_SHOWN = 60
-_BOM = b"\xef\xbb\xbf"
-_GZIP = b"\x1f\x8b"
 
 
 class Oversized(NamedTuple):
@@ -195,11 +201,11 @@ class LineParser:
                 "input looks like UTF-16",
                 hint=f"convert it first: iconv -f UTF-16 -t UTF-8{self._shell_path}",
             )
-        if start.startswith(_GZIP):
+        if start.startswith(MAGIC):
             raise RequestError(
                 "input looks like gzip", hint="decompress it before: gunzip -c FILE | stageflow run ... -"
             )
-        return start.removeprefix(_BOM)
+        return start.removeprefix(BOM)
 
     def _portion(self, portion: Portion | None) -> Iterator[Entry] | None:
         if portion is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from stageflow.adapters.jsonl.decode import BOM
 from stageflow.commit import InputMark
 from stageflow.errors import InputDamaged
 
@@ -20,12 +21,12 @@ __all__ = ["BEGINNING", "Block", "Text", "first_difference", "marked_blocks", "p
 
 BEGINNING = InputMark(0, 0, "")
 
-_BOM = b"\xef\xbb\xbf"
 _REHASHED_BYTES = 1024 * 1024
 _AT_ONCE = 16
-"""Marks, and places each may follow, that are tried together where a mark does not follow the one before it."""
+"""How many of the marks that do not follow the one before them are tried in one reading, and behind how many others."""
 
 Link = tuple[InputMark, InputMark]
+"""A mark and one behind it whose digest may have been made from there."""
 
 
 class Text(Protocol):
@@ -111,7 +112,8 @@ class _Chain:
         end = len(data) if last else data.rfind(b"\n") + 1
         view = memoryview(data)
         if end:
-            self._in_line = not data.endswith(b"\n", 0, end) and not (self._bytes == 0 and data == _BOM)
+            # A byte order mark alone is no line.
+            self._in_line = not data.endswith(b"\n", 0, end) and not (self._bytes == 0 and data == BOM)
             self._add(view[:end])
             self._lines += data.count(b"\n")
         mark = None
@@ -205,6 +207,7 @@ def _broken(text: Text, links: Sequence[Link]) -> list[Link]:
         ending = [(link, digest) for link, digest in running if link[1].bytes == cut]
         running = [pair for pair in running if pair[0][1].bytes > cut]
         if ending and last != b"\n" and ending[0][0][1].lines:
+            # The input ended in that line, without LF. To have got one since does not change the line; more does.
             held = held if len(held) > 1 else held + _what_is_there(text, 2 - len(held))
             if held and not _line_end_bytes(held):
                 ending = []

@@ -26,8 +26,8 @@ LOOKED_AT: Final = 100
 
 MARKS_KEPT: Final = 4096
 BLANKS_KEPT: Final = 4 * 1024 * 1024
-"""Marks that may wait to be taken (a gibibyte of input), and blank lines. When there are more, nobody takes them: those
-are forgotten, and no more are kept."""
+"""The most marks (those of a gibibyte) and blank lines that wait to be taken. Where there are more, nobody takes them:
+they are forgotten, and no more are kept."""
 
 
 class JsonlSource:
@@ -223,16 +223,10 @@ class JsonlSource:
         if self._opened is None:
             return False
         try:
-            there = os.stat(self._path)
-        except OSError:
+            there = self.identity()
+        except RequestError:
             return True
-        opened = self._opened
-        return (there.st_dev, there.st_ino, there.st_size, there.st_ctime_ns) != (
-            opened.dev,
-            opened.ino,
-            opened.size,
-            opened.ctime_ns,
-        )
+        return there is None or not there.same_file(self._opened)
 
     async def _receive(self, reader: BlockReader[Block]) -> Block | None:
         try:
@@ -241,7 +235,7 @@ class JsonlSource:
             raise self._failed(error) from error
 
     def _blocks(self, start: InputMark) -> Generator[Block]:
-        # In the thread.
+        """The input in blocks, with marks if it is a regular file. Runs in the reader's thread."""
         with closing(self._open(watched=True)) as text:
             if self._opened is None:
                 yield from plain_blocks(text, self._block_bytes)

@@ -18,13 +18,10 @@ __all__ = ["BlockReader", "in_thread"]
 T = TypeVar("T")
 
 
-async def in_thread(func: Callable[[], T], *, stop: threading.Event | None = None) -> T:
-    """Call ``func`` in a daemon thread of its own and wait for what it returns.
+async def in_thread(func: Callable[[], T]) -> T:
+    """Call ``func``, which may block, in a daemon thread of its own and wait for what it returns.
 
-    Args:
-        func: What to call; it may block.
-        stop: Set when the wait is cancelled; ``func`` looks at it, ends early, and the cancellation waits for that.
-            Without it a cancellation leaves the thread behind.
+    A cancellation leaves the thread behind.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -47,15 +44,7 @@ async def in_thread(func: Callable[[], T], *, stop: threading.Event | None = Non
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="stageflow-file", daemon=True).start()
-    if stop is None:
-        return await future
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        stop.set()
-        with suppress(Exception):
-            await future
-        raise
+    return await future
 
 
 class BlockReader(Generic[T]):

@@ -1,4 +1,4 @@
-"""A run killed anywhere, and started again: rows 1 to 3 of the project's fault table, each in the name of its test.
+"""A run killed anywhere, and started again.
 
 What is asserted after each life, by an auditor who knows nothing but the input, stands in ``harness.py``.
 """
@@ -6,12 +6,12 @@ What is asserted after each life, by an auditor who knows nothing but the input,
 from __future__ import annotations
 
 import itertools
-import json
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from harness import Life
+from ledgers import ledger_lines
 
 from stageflow.ledger.disk import MOMENTS
 
@@ -83,7 +83,7 @@ def test_the_auditor_sees_what_recovery_must_cut(tmp_path: Path) -> None:
 
 def uncommitted(life: Life) -> int:
     """How many bytes of results no commit covers."""
-    lines = [json.loads(line[9:]) for line in (life.path / "out.jsonl.ledger").read_bytes().split(b"\n")[:-1]]
+    lines = ledger_lines(life.path / "out.jsonl.ledger")
     committed = max((fields["o"][1] for fields in lines if fields["t"] == "c"), default=0)
     return (life.path / "out.jsonl.partial").stat().st_size - committed
 

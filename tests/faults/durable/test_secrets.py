@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from accounts import ROOT
+from ledgers import ledger_lines
 from watched import Runs
 
 CANARY = "canary-7f3a9c51e0d2"
@@ -159,5 +160,5 @@ def test_what_chaos_keeps_and_says_holds_no_secret(runs: Runs) -> None:
 def test_the_ledger_names_no_parameter_by_its_value(runs: Runs) -> None:
     runs.job(JOB.replace("ON_ERROR", "skip"), 8)
     runs.run("-p", f"api_key={CANARY}", environment={"API_KEY": CANARY})
-    (header,) = (json.loads(line[9:]) for line in (runs.path / "out.jsonl.ledger").read_bytes().splitlines()[:1])
+    header = ledger_lines(runs.path / "out.jsonl.ledger")[0]
     assert CANARY not in json.dumps(header)

@@ -7,16 +7,11 @@ import json
 import time
 from pathlib import Path
 
+from ledgers import committed
+
 from stageflow import Pipeline
 
 RECORDS = 300
-
-
-def committed(ledger: Path) -> set[int]:
-    """The records that are settled, by the lines of the ledger."""
-    lines = ledger.read_bytes().split(b"\n")[:-1] if ledger.exists() else []
-    found = [json.loads(line[9:]) for line in lines]
-    return {ordinal for fields in found if fields["t"] == "c" for ordinal in fields["k"]}
 
 
 def test_a_slow_first_record_delays_no_other_ones_commit(tmp_path: Path) -> None:
@@ -35,7 +30,7 @@ def test_a_slow_first_record_delays_no_other_ones_commit(tmp_path: Path) -> None
 
         run = asyncio.create_task(pipeline.run(str(source), str(output), order="input", max_open_records=16))
         deadline = time.monotonic() + 20.0
-        while committed(ledger) != set(range(1, RECORDS)):
+        while sorted(committed(ledger)) != list(range(1, RECORDS)):
             assert not run.done(), run.result()
             assert time.monotonic() < deadline, f"{len(committed(ledger))} records are committed while the first waits"
             await asyncio.sleep(0.01)

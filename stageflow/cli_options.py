@@ -1,0 +1,84 @@
+"""Options that several commands share, and the plan that they make of a job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import click
+
+from stageflow.loader import Job
+from stageflow.plan import Override, Plan
+from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
+
+__all__ = ["LOOP", "as_typed", "job_options", "overrides", "plan_of"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOOP: Final = click.option(
+    "--loop",
+    type=click.Choice(["auto", "uvloop", "asyncio"]),
+    default="auto",
+    show_default=True,
+    help="The event loop; auto is uvloop where it is installed.",
+)
+
+_JOB_OPTIONS: Final = (
+    click.option("--max-in-flight", metavar="[STAGE=]N", multiple=True, help="Calls in progress at once. Repeatable."),
+    click.option(
+        "--queue-size", metavar="[STAGE=]N", multiple=True, help="Items that may wait in front of a stage. Repeatable."
+    ),
+    click.option(
+        "--set", "pairs", metavar="STAGE.SETTING=VALUE", multiple=True, help="Any setting of a stage. Repeatable."
+    ),
+    click.option("-p", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the job. Repeatable."),
+)
+
+_WORDS: Final = {"max_in_flight": "--max-in-flight", "queue_size": "--queue-size", "pairs": "--set", "params": "-p"}
+"""What is typed for each of them, by the name under which commands get it."""
+
+
+def job_options(command: F) -> F:
+    """What changes the job: settings and parameters."""
+    for option in reversed(_JOB_OPTIONS):
+        command = option(command)
+    return command
+
+
+def as_typed(given: Mapping[str, Any]) -> list[str]:
+    """The values of :func:`job_options` as words of a command line again."""
+    return [word for name, option in _WORDS.items() for value in given[name] for word in (option, value)]
+
+
+def overrides(job: Job, given: Mapping[str, Any]) -> tuple[Override, ...]:
+    """All settings from outside the job file, weakest first.
+
+    Args:
+        given: The values of :func:`job_options`, by name.
+
+    Raises:
+        SettingError: One of them is not of the form it should have.
+    """
+    return (
+        *from_file(job.folder),
+        *from_environment(os.environ),
+        # One for a stage is stronger than one for every stage.
+        *sorted(
+            [
+                *from_pairs(given["pairs"]),
+                *from_amounts("queue_size", given["queue_size"], "--queue-size"),
+                *from_amounts("max_in_flight", given["max_in_flight"], "--max-in-flight"),
+            ],
+            key=lambda override: override.stage is not None,
+        ),
+    )
+
+
+def plan_of(job: Job, given: Mapping[str, Any]) -> Plan:
+    """The job as these options, the environment and ``stageflow.toml`` make it.
+
+    Raises:
+        DefinitionError: With them it is wrong.
+    """
+    return job.pipeline.plan(overrides(job, given), parse_params(given["params"], job.pipeline.parameters))
