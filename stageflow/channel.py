@@ -15,6 +15,8 @@ The rules:
 * A receiver that meets the marker puts it back and leaves, so one marker ends any number of receivers, and their
   number may change while the channel is in use.
 * Nothing is sent after the last close, so the room for the marker that is put back is always there.
+* Whoever deals with several items without leaving its turn of the loop may take and put them all at once. Until it has
+  given back what it did not begin, nobody is let in; nobody else runs meanwhile, so nobody sees a bound passed.
 
 Source: the hand-over among receivers is Leader/Followers (D. C. Schmidt, C. O'Ryan et al., "Leader/Followers", 2000).
 """
@@ -24,7 +26,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from stageflow.item import Item
 
@@ -38,6 +40,10 @@ class End(Enum):
 
 
 END: Final = End.END
+
+
+Place = tuple[Item | End, asyncio.Future[None]]
+"""Of a sender in line: what it sends, and what it waits for."""
 
 
 class Channel(asyncio.Queue[Item | End]):
@@ -56,15 +62,21 @@ class Channel(asyncio.Queue[Item | End]):
         attended: A receiver is on its way to look at the channel: woken or just started, and not there yet.
         parked: Receivers that wait to be woken.
         line: Senders that wait for room, each with what it sends.
+        awaited: What a sender waits for that has nothing in its hands yet.
         sent: Items that were ever put. ``peak_depth``: the most it ever held.
     """
 
+    maxsize = 0
+    """A plain attribute: that of ``asyncio.Queue`` is a property, and costs a call each time."""
+
     def __init__(self, queue_size: int, senders: int) -> None:
         super().__init__(queue_size)
+        self.maxsize = queue_size
         self.again: deque[Item] = deque()
         self.attended = False
         self.parked: deque[asyncio.Future[None]] = deque()
-        self.line: deque[tuple[Item | End, asyncio.Future[None]]] = deque()
+        self.line: deque[Place] = deque()
+        self.awaited: asyncio.Future[None] | None = None
         self.sent = 0
         self.peak_depth = 0
         self._senders = senders
@@ -90,26 +102,53 @@ class Channel(asyncio.Queue[Item | End]):
     async def send(self, item: Item) -> None:
         """Put an item as soon as there is room, in the order of asking. A cancelled wait puts nothing."""
         if not self.try_send(item):
-            await self._wait_in_line(item)
+            await self.wait_in_line(item)
 
-    async def _wait_in_line(self, item: Item | End) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (item, turn)
-        self.line.append(place)
+    async def wait_in_line(self, item: Item | End) -> None:
+        """Wait until the item has been let in. A cancelled wait puts nothing."""
+        place = self.stand_in_line(item)
         try:
-            await turn
+            await place[1]
         except asyncio.CancelledError:
-            if turn.cancelled():
-                if place in self.line:
-                    self.line.remove(place)
-            elif item in self.items:
-                self.items.remove(item)
-                self.sent -= item is not END
-                self.let_in()
-            else:
-                _put_off_cancellation()  # it has been received: the send has happened
-                return
-            raise
+            if self.step_out(place):
+                raise
+
+    def stand_in_line(self, item: Item | End) -> Place:
+        """A place at the end of the line, with what to wait for."""
+        place = item, asyncio.get_running_loop().create_future()
+        self.line.append(place)
+        return place
+
+    def step_out(self, place: Place) -> bool:
+        """The wait in line was cancelled. False where it had been received by then: the send has happened."""
+        item, turn = place
+        if turn.cancelled():
+            if place in self.line:
+                self.line.remove(place)
+        elif item in self.items:
+            self.items.remove(item)
+            self.sent -= item is not END
+            self.let_in()
+        else:
+            _put_off_cancellation()
+            return False
+        return True
+
+    async def wait_for_room(self) -> None:
+        """Wait until a quarter of a full channel is free: for its one sender, who has several items.
+
+        To be woken for each of them would cost several times what it takes to send one.
+        """
+        if self.full():
+            self.awaited = asyncio.get_running_loop().create_future()
+            await self.awaited
+
+    def tell_of_room(self) -> None:
+        """Wake the sender that waits for room, if it is time."""
+        if self.awaited is not None and self.maxsize - len(self.items) >= max(1, self.maxsize // 4):
+            if not self.awaited.done():
+                self.awaited.set_result(None)
+            self.awaited = None
 
     def let_in(self) -> None:
         """There is room for one more: take it from the sender that has waited longest."""
@@ -121,6 +160,44 @@ class Channel(asyncio.Queue[Item | End]):
             self.sent += item is not END
             turn.set_result(None)
             return
+
+    def reach(self, most: int) -> int:
+        """How many items can be taken at once, ``most`` at the most; none while some have come back: those go first."""
+        items = self.items
+        if self.again or not items:
+            return 0
+        there = len(items) - (items[-1] is END)
+        return there if there < most else most
+
+    def take(self, count: int) -> list[Item]:
+        """Take the first ``count`` items, which have to be there; see :meth:`refill`."""
+        items: Any = self.items
+        if count == len(items):
+            taken = list(items)
+            items.clear()
+            return taken
+        popleft = items.popleft
+        return [popleft() for _ in range(count)]
+
+    def give_back(self, taken: list[Item]) -> None:
+        """Put the last of what was taken to the front again."""
+        self.items.extendleft(reversed(taken))
+
+    def refill(self) -> None:
+        """Let senders in where those that were taken have left room."""
+        while self.line and len(self.items) < self.maxsize:
+            self.let_in()
+        self.tell_of_room()
+
+    def put_all(self, added: list[Item]) -> None:
+        """Put several items; there has to be room."""
+        items = self.items
+        items.extend(added)
+        self.sent += len(added)
+        if len(items) > self.peak_depth:
+            self.peak_depth = len(items)
+        if self.parked and not self.attended:
+            self.wake()
 
     def requeue(self, item: Item) -> None:
         """Put an item back for another attempt."""
@@ -136,6 +213,8 @@ class Channel(asyncio.Queue[Item | End]):
         item = self.items.popleft()
         if self.line:
             self.let_in()
+        if self.awaited is not None:
+            self.tell_of_room()
         return item
 
     async def receive(self, *, first: bool = False) -> Item | End:
@@ -145,22 +224,26 @@ class Channel(asyncio.Queue[Item | End]):
             first: Be woken before others that wait; for a receiver that has begun to gather a batch.
         """
         while (item := self.try_receive()) is None:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            if first:
-                self.parked.appendleft(turn)
-            else:
-                self.parked.append(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn in self.parked:
-                    self.parked.remove(turn)
-                if turn.done() and not turn.cancelled():
-                    self.attended = False
-                    self.wake()  # the wake-up was ours and we do not use it: pass it on
-                raise
-            self.attended = False
+            await self.park(first=first)
         return item
+
+    async def park(self, *, first: bool = False) -> None:
+        """Wait to be woken; whoever is, has to look at the channel."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if first:
+            self.parked.appendleft(turn)
+        else:
+            self.parked.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn in self.parked:
+                self.parked.remove(turn)
+            if turn.done() and not turn.cancelled():
+                self.attended = False
+                self.wake()  # the wake-up was ours and we do not use it: pass it on
+            raise
+        self.attended = False
 
     def wake(self) -> None:
         """Send a parked receiver to look, if there is something to see and nobody on its way."""
@@ -176,7 +259,7 @@ class Channel(asyncio.Queue[Item | End]):
         self._senders -= 1
         if self._senders == 0:
             if self.full():
-                await self._wait_in_line(END)
+                await self.wait_in_line(END)
             else:
                 self.items.append(END)
             self.wake()

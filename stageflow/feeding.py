@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from stageflow.commit import BLANK, LetterPlace, Resumption
@@ -92,7 +93,7 @@ class Feeder:
         self._recorder = recorder
         self._counters = counters
         self._resumption = resumption
-        self._before = EarlierRuns(resumption).records
+        self._place = EarlierRuns(resumption).records
         self._retries = retries
         self._limit = options.limit
         self._stop_at_bad = options.on_bad_input == "stop"
@@ -101,6 +102,7 @@ class Feeder:
         self._stop = stop
         self._told = 0
         self._waiting = False
+        self._failure: StageflowError | None = None
         self._task: asyncio.Task[None] | None = None
         self.at_end = False
         self.damaged: InputDamaged | None = None
@@ -138,39 +140,70 @@ class Feeder:
 
     async def _feed_retries(self) -> bool:
         for index, reentry in self._retries:
-            self._recorder.expect(index)
+            self._recorder.expect([(index, reentry)])
             if not await self._engine.feed(index, reentry):
                 return False
         return True
 
     async def _feed_input(self) -> None:
-        counters, limit, expect, engine = self._counters, self._limit, self._recorder.expect, self._engine
-        overwritten, done = self._overwritten, self._resumption.done
-        known, place = len(done), self._before
-        if limit is not None and place >= limit:
+        if self._limit is not None and self._place >= self._limit:
             return
         async with contextlib.aclosing(self._source.read(self._resumption.start)) as portions:
             while (portion := await self._next(portions)) is not None:
                 # Before any of it can settle: what settles must lie before a mark, or a change of it would go unseen.
                 self._pass_on()
-                for index, record in _guarded(portion):
-                    place += 1
-                    if index < known and done[index]:
-                        if place == limit:
-                            return
-                        continue
-                    if self._stop_at_bad and type(record) is BadRecord:
-                        self._stop(self._bad_input(index, record))
-                        return
-                    if overwritten and record.__class__ is dict and not overwritten.isdisjoint(record):
-                        self._tell_overwritten(record)
-                    expect(index)
-                    if not engine.try_feed(index, record) and not await engine.feed(index, record):
-                        return
-                    counters.read += 1
-                    if place == limit:
-                        return
+                if not await self._let_in(self._wanted(portion)):
+                    return
+                if self._failure is not None:
+                    raise self._failure
+                if self._place == self._limit:
+                    return
         self.at_end = True
+
+    async def _let_in(self, entries: Iterator[Entry]) -> bool:
+        """Let in all entries, as many at a time as there is room for. False where admission has ended.
+
+        One more than that is read, and waits in the hand of who reads: reading is held back with it.
+        """
+        engine, hand = self._engine, list[Entry]()
+        while hand := hand + self._read(entries, engine.room + 1 - len(hand)):
+            taken = await engine.feed_some(hand)
+            if not taken:
+                return False
+            self._counters.read += taken
+            hand = hand[taken:]
+        return True
+
+    def _read(self, entries: Iterator[Entry], count: int) -> list[Entry]:
+        read = list(islice(entries, max(0, count)))
+        for _, record in read if self._overwritten else ():
+            if record.__class__ is dict and not self._overwritten.isdisjoint(record):
+                self._tell_overwritten(record)
+        self._recorder.expect(read)
+        return read
+
+    def _wanted(self, portion: Iterable[Entry]) -> Iterator[Entry]:
+        """The entries of a portion that are to be done: within the limit, and not settled by earlier runs.
+
+        What ends the run, an error of the caller's own iterable or a bad line, is kept until those before it are in.
+        """
+        done, limit, stop_at_bad = self._resumption.done, self._limit, self._stop_at_bad
+        known = len(done)
+        try:
+            for entry in portion:
+                self._place += 1
+                if entry[0] >= known or not done[entry[0]]:
+                    if stop_at_bad and type(entry[1]) is BadRecord:
+                        self._failure = self._bad_input(*entry)
+                        return
+                    yield entry
+                if self._place == limit:
+                    return
+        except StageflowError as error:
+            self._failure = error
+        except Exception as error:  # noqa: BLE001 - the caller's own iterable
+            self._failure = SourceFailed(f"the source failed: {describe(error)}")
+            self._failure.__cause__ = error
 
     async def _next(self, portions: AsyncGenerator[Iterable[Entry], None]) -> Iterable[Entry] | None:
         self._waiting = True
@@ -199,13 +232,3 @@ class Feeder:
         for name in sorted(self._overwritten & record.keys()):
             self._overwritten.discard(name)
             self._warn(f'the input field "{name}" is overwritten by the result of stage "{name}"')
-
-
-def _guarded(portion: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries of a portion; what the caller's own iterable raises is told as its failure."""
-    try:
-        yield from portion
-    except StageflowError:
-        raise
-    except Exception as error:
-        raise SourceFailed(f"the source failed: {describe(error)}") from error

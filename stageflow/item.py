@@ -89,8 +89,8 @@ class Item:
 
     An item is settled when nothing of it is queued, running or waiting for another attempt, nor of its children
     (``live`` is 0). ``closed`` says that no further stage is started for it: it failed, or was dropped.
-    ``arrived`` counts, for the stages with several dependencies, how many of them have finished: a join waits here,
-    in a number, and never in a worker, which is why a diamond can't deadlock.
+    A join waits here, in the results that are there and those that are not yet, and never in a worker, which is why a
+    diamond can't deadlock.
 
     Attributes:
         index: The record's place in its source, from 0: its identity over attempts and runs.
@@ -111,18 +111,14 @@ class Item:
         reentry: For a record that comes from dead letters, what it came as.
     """
 
-    __slots__ = ("__dict__", "closed", "index", "live", "record", "results")
+    __slots__ = ("__dict__", "closed", "cut", "index", "live", "notes", "parent", "record", "results")
 
     # Most items never need these: as class attributes they cost nothing to make, and room only where they are set.
     path: tuple[int, ...] = ()
     contexts: dict[str, Any] | None = None
-    notes: dict[str, Note] | None = None
-    arrived: dict[str, int] | None = None
     attempts: dict[str, int] | None = None
-    cut: frozenset[str] | None = None
     failure: Failure | None = None
     dropped: tuple[str, str] | None = None
-    parent: Item | None = None
     maker: str | None = None
     children: list[Item] | None = None
     yielded: dict[str, int] | None = None
@@ -138,6 +134,9 @@ class Item:
         self.live = live
         self.results: dict[str, Any] = {}
         self.closed = False
+        self.cut: frozenset[str] | None = None
+        self.notes: dict[str, Note] | None = None
+        self.parent: Item | None = None
 
     def note(self, stage: str, note: Note) -> None:
         """Remember what was out of the ordinary at ``stage``."""

@@ -113,25 +113,32 @@ def _written(notes: Mapping[str, Note]) -> dict[str, Any]:
 
 
 def output_maker(plan: Plan) -> Callable[[Item], dict[str, Any]]:
-    """Compile :func:`output_record` for the items that went the ordinary way: one expression instead of a loop.
+    """Compile :func:`output_record` for the items that went the ordinary way: no loop.
 
     What went another way (notes, children, a stage that did not run, a record that is no dict) takes the loop. As in
     :mod:`stageflow.engine.binding`, the text of the expression holds names of stages only, which are identifiers.
     """
     if plan.context is not None or plan.emitted is not None:
         return lambda item: output_record(item, plan)
-    fields = "".join(f", {name!r}: results[{name!r}]" for name, stage in plan.stages.items() if stage.emit)
-    plain = eval(f"lambda record, results: {{**record{fields}}}")
+    # One store after another: a display such as {**record, "a": ...} makes a second dict of the rest, and merges it.
+    fields = "".join(f"; output[{name!r}] = results[{name!r}]" for name, stage in plan.stages.items() if stage.emit)
+    names: dict[str, Any] = {"output_record": output_record, "plan": plan}
+    exec(_OUTPUT.format(fields=fields), names)
+    output: Callable[[Item], dict[str, Any]] = names["output"]
+    return output
 
-    def write(item: Item) -> dict[str, Any]:
-        if item.notes is None and item.parent is None and item.record.__class__ is dict:
-            try:
-                return plain(item.record, item.results)  # type: ignore[no-any-return]
-            except KeyError:
-                pass  # a stage did not run
-        return output_record(item, plan)
 
-    return write
+_OUTPUT: Final = """
+def output(item):
+    if item.notes is None and item.parent is None and type(item.record) is dict:
+        results = item.results
+        try:
+            output = item.record.copy(){fields}
+            return output
+        except KeyError:
+            pass  # a stage did not run
+    return output_record(item, plan)
+"""
 
 
 def _ends(item: Item, plan: Plan) -> list[str]:

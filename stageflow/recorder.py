@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 
 from stageflow.commit import Commit, InputMark
@@ -98,10 +99,10 @@ class Recorder:
         """The input was read up to there: that goes into the next commit."""
         self._marks += marks
 
-    def expect(self, index: int) -> None:
-        """A record with that index is about to be let in."""
+    def expect(self, entries: Iterable[Entry]) -> None:
+        """These are about to be let in."""
         if self._expected is not None:
-            self._expected.append(index)
+            self._expected.extend([index for index, _ in entries])
 
     def settled(self, item: Item) -> None:
         """Take an item whose outcome is final; returns at once.
@@ -116,6 +117,15 @@ class Recorder:
             while self._expected and self._expected[0] in self._early:
                 self._settled.append(self._early.pop(self._expected.popleft()))
         if not self._more.is_set():
+            self._more.set()
+
+    def settled_many(self, items: Sequence[Item]) -> None:
+        """As :meth:`settled` for each of them."""
+        if self._expected is not None:
+            for item in items:
+                self.settled(item)
+        elif items:
+            self._settled.extend(items)
             self._more.set()
 
     def close(self) -> None:
@@ -158,10 +168,9 @@ class Recorder:
         make, encode, unusual, sized = self._make, self._encode, self._unusual, self._sized
         commit = batch.commit
         ordinals, lines = commit.ordinals, commit.lines
-        before = len(settled)
-        size = 0
-        for _ in range(min(before, _COMMIT_RECORDS)):
-            item = settled.popleft()
+        taken = whole = size = 0
+        for item in list(islice(settled, _COMMIT_RECORDS)) if sized else list(settled):
+            taken += 1
             if item.closed or unusual:
                 size += self._sort(item, batch)
             else:
@@ -172,12 +181,18 @@ class Recorder:
                 else:
                     ordinals.append(item.index)
                     lines.append(line)
-                    batch.written += 1
+                    whole += 1
                     if sized:
                         size += len(line)
             if size > _COMMIT_BYTES:
                 break
-        batch.taken = before - len(settled)
+        if taken == len(settled):
+            settled.clear()
+        else:
+            for _ in range(taken):
+                settled.popleft()
+        batch.taken = taken
+        batch.written += whole
         self._review(batch)
         commit.marks, self._marks = self._marks, []
         return batch

@@ -201,6 +201,7 @@ class Run:
             self.plan,
             resources=resources,
             settled=recorder.settled,
+            settled_many=recorder.settled_many,
             stopped=self.stop,
             broken=self._cancel_feeder,
             warn=self.warn,

@@ -96,7 +96,7 @@ class ListSink:
 
     async def write(self, batch: Sequence[Entry]) -> None:
         """Append the records."""
-        self._records.extend(record for _, record in batch)
+        self._records.extend([record for _, record in batch])
 
     async def close(self, *, complete: bool) -> None:
         """Nothing to do."""

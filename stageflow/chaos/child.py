@@ -37,6 +37,9 @@ def note_calls(path: str) -> None:
 
             return noting
 
+        def turn(self, target: Callable[..., Any]) -> Callable[..., Any]:
+            return self.turn_of(self.call(target))
+
         def batch_call(self, target: Callable[..., Any]) -> Callable[..., Any]:
             call, stage = super().batch_call(target), self.stage.name
 

@@ -73,6 +73,11 @@ class Attempts:
         elif self._condition is not None:
             self.invoke = self._if_wanted
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to a call but the handler's arguments."""
+        return self.invoke is self._call
+
     def watched(self, invoke: Callable[[Any], Awaitable[Any]], warn: Callable[[str], None]) -> Callable[[Any], Any]:
         """``invoke`` that tells, once, of a handler that changes a value it shares with others.
 

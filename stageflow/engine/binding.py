@@ -7,15 +7,33 @@ made of parameter names, which are identifiers, and of names given here; no text
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from stageflow.item import Item, Note, Outcome, ReadOnlyDict
+from stageflow.item import Exit, Item, Note, Outcome, ReadOnlyDict
 from stageflow.plan import Plan
 from stageflow.stage import Parameter, Stage
 
-__all__ = ["Binder", "Call", "read_only"]
+__all__ = ["CLOSED", "Binder", "Call", "read_only"]
+
+CLOSED: Final = Exit("gone")
+"""What a turn answers where it comes to an item that has been given up elsewhere."""
+
+_TURN: Final = """
+async def turn(bulk, each):
+    for item in each:
+        if item.closed:
+            return CLOSED
+        value = await {call}
+        if type(value) is Exit or not bulk:
+            return value
+        item.results[{stage!r}] = value
+"""
+"""Calls the handler for each item of a bulk; answers at the first that has to be dealt with by itself. A bulk that was
+emptied meanwhile has no next item, and even this one's result is left to whoever did that.
+"""
 
 
 def read_only(record: Any) -> Any:
@@ -126,6 +144,23 @@ class Binder:
         """
         return self._compile(target, self.stage.parameters, each="{}")
 
+    def turn(self, target: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile ``turn(bulk, each)``: as many calls as the iterator ``each`` of the list ``bulk`` has items."""
+        text, names = self._text(target, self.stage.parameters, each="{}")
+        return self._compile_turn(text, names)
+
+    def turn_of(self, invoke: Callable[[Item], Any]) -> Callable[..., Any]:
+        """The same where more is to be done for each call than to give it its arguments."""
+        return self._compile_turn("invoke(item)", {"invoke": invoke})
+
+    def _compile_turn(self, call: str, names: dict[str, Any]) -> Callable[..., Any]:
+        # By its file it belongs to stageflow, so that it is left out of the traces that users see.
+        file = os.path.join(os.path.dirname(__file__), f"turn of {self.stage.name}")
+        names |= {"CLOSED": CLOSED, "Exit": Exit}
+        exec(compile(_TURN.format(call=call, stage=self.stage.name), file, "exec"), names)
+        turn: Callable[..., Any] = names["turn"]
+        return turn
+
     def batch_call(self, target: Callable[..., Any]) -> Callable[..., Any]:
         """Compile ``call(items)``: each argument that is the item's own is a list, with an element per item."""
         return self._compile(target, self.stage.parameters, each="[{} for item in items]")
@@ -135,6 +170,15 @@ class Binder:
         return self._compile(predicate, self.stage.when_parameters, each="{}")
 
     def _compile(self, target: Callable[..., Any], parameters: Sequence[Parameter], *, each: str) -> Callable[..., Any]:
+        text, names = self._text(target, parameters, each=each)
+        own = "items" if "items" in each else "item, ctx=None"
+        compiled: Callable[..., Any] = eval(f"lambda {own}: {text}", names)
+        return compiled
+
+    def _text(
+        self, target: Callable[..., Any], parameters: Sequence[Parameter], *, each: str
+    ) -> tuple[str, dict[str, Any]]:
+        """An expression that calls ``target``, and the names in it but those of items."""
         names: dict[str, Any] = {
             "target": target,
             "read_only": read_only,
@@ -159,9 +203,7 @@ class Binder:
                 if parameter.by_keyword or (in_process and not parameter.by_position)
                 else text
             )
-        own = "items" if "items" in each else "item, ctx=None"
-        compiled: Callable[..., Any] = eval(f"lambda {own}: target({', '.join(arguments)})", names)
-        return compiled
+        return f"target({', '.join(arguments)})", names
 
     def _expression(self, parameter: Parameter, given: str) -> str:
         name = parameter.name

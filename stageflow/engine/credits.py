@@ -27,6 +27,17 @@ class Credits:
         self.closed = False
         self._waiting: deque[asyncio.Future[bool]] = deque()
 
+    @property
+    def there(self) -> int:
+        """How many :meth:`take_at_once` could take."""
+        return 0 if self._waiting or self.closed else self.limit - self.taken
+
+    def take_at_once(self, count: int) -> None:
+        """Take that many, which are there."""
+        self.taken += count
+        if self.taken > self.peak:
+            self.peak = self.taken
+
     def try_take(self) -> bool:
         """Take a credit if one is there, nobody waits for it, and admission has not ended."""
         if self.taken >= self.limit or self._waiting or self.closed:
@@ -55,9 +66,9 @@ class Credits:
 
     def give(self, count: int = 1) -> None:
         """Give credits back. Who waits is handed one directly, so that nobody overtakes."""
-        for _ in range(count):
-            if not self._hand_over(True):
-                self.taken -= 1
+        while count and self._waiting and self._hand_over(True):
+            count -= 1
+        self.taken -= count
         assert self.taken >= 0, "more credits were given back than taken"
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ class Limiter:
     Attributes:
         turn: Held by the one call that waits for its permit; the others wait for their turn. If each slept until its
             own permit, all would start at once after a moment in which the process stood still.
+        waiting: Calls that wait for either.
     """
 
     def __init__(self, limit: RateLimit, clock: Callable[[], float]) -> None:
@@ -43,6 +44,7 @@ class Limiter:
         self._estimate = TokenEstimate(first=self._tokens_per_second)
         self._returned = asyncio.Event()
         self.turn = asyncio.Lock()
+        self.waiting = 0
 
     async def permit(self) -> float:
         """Wait for a permit for one call, and for the tokens it will probably use; whoever calls has the turn.
@@ -92,6 +94,18 @@ class Limiter:
         bucket.reserve(now, taken)
         bucket.settle(charged - taken)
         return tokens
+
+    @property
+    def there(self) -> int:
+        """How many calls may start at once; none where somebody waits, or where tokens are to be reserved for each."""
+        if self.waiting or self._calls is None or self._tokens is not None:
+            return 0
+        return max(0, int(self._calls.available(self.clock()) + _ROUNDING))
+
+    def take_at_once(self, count: int) -> None:
+        """Take permits for so many calls, which are there."""
+        assert self._calls is not None, "permits without a limit"
+        self._calls.reserve(self.clock(), float(count))
 
     def give_back(self, tokens: float) -> None:
         """Return a permit whose time has come: the call is not made.
@@ -164,14 +178,35 @@ class Gate:
             await self._pause()
             if limiter is None:
                 break
-            async with limiter.turn:
-                if self._closed:
-                    continue  # the turn is another stage's, too: a pause is not sat out with it
-                tokens = await limiter.permit()
+            limiter.waiting += 1
+            try:
+                async with limiter.turn:
+                    if self._closed:
+                        continue  # the turn is another stage's, too: a pause is not sat out with it
+                    tokens = await limiter.permit()
+            finally:
+                limiter.waiting -= 1
             if not self._closed:
                 return tokens
             limiter.give_back(tokens)
         return 0.0
+
+    @property
+    def open_for(self) -> int:
+        """How many calls may start at once, of a gate that is shut: permits for them are there, and nobody waits."""
+        return 0 if self._limiter is None or self._closed else self._limiter.there
+
+    def passed(self, calls: int) -> None:
+        """So many calls have started at once."""
+        if self._limiter is not None and calls:
+            self._limiter.take_at_once(calls)
+
+    def pass_at_once(self) -> bool:
+        """Take leave to start one call, if nobody has to wait for it; no tokens are reserved."""
+        if not self.open_for:
+            return False
+        self.passed(1)
+        return True
 
     @property
     def _closed(self) -> bool:

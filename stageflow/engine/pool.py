@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from math import inf
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
 from stageflow.engine.gate import Gate
 from stageflow.engine.judge import Judge, Ruling
 from stageflow.engine.routing import Router
+from stageflow.engine.turn import Pace
 from stageflow.engine.worker import BatchWorker, Worker
 from stageflow.errors import AttemptTimeout, RunStopped
 from stageflow.item import Exit, Failure, Item, Note
@@ -51,6 +52,9 @@ class Pool:
         only: The channel of the one stage below, where every item goes on to it and to nothing else.
         last: No stage comes after this one.
         judge: Decides what failures mean for the record, the stage and the run.
+        crew: Where its tasks are.
+        turn: Calls the handler for one item of a bulk after the other; see :meth:`Binder.turn`.
+        pace: How many such a bulk may have.
         reported: Tokens that handlers have told of and that are not settled yet.
     """
 
@@ -72,15 +76,18 @@ class Pool:
         self.batch_call = batch_call
         self.gate = gate
         self.judge: Judge
+        self.turn: Callable[[list[Item], Iterator[Item]], Coroutine[Any, Any, Any]]
+        self.pace: Pace
         self.router = router
         self.clock = clock
         self.counters = StageCounters()
         self.workers = 0
         self.only: Channel | None = None
         self.last = True
-        self._crew = crew
+        self.crew = crew
         attempts.fenced = lambda: asyncio.current_task() in crew.abandoned
         self._below: dict[str, Pool] = {}
+        self._channels: list[Channel] = []
         self._present: dict[Worker, None] = {}  # in the order in which they were started
         self._returning: dict[int, asyncio.TimerHandle] = {}
         self._returned = asyncio.Event()
@@ -96,6 +103,7 @@ class Pool:
             straight: Each item goes on to the one stage below and to nothing else, whatever happened.
         """
         self._below = {pool.stage.name: pool for pool in below}
+        self._channels = [pool.channel for pool in below]
         self.last = not below
         if straight:
             (child,) = below
@@ -109,7 +117,7 @@ class Pool:
     @property
     def cancelled(self) -> bool:
         """The run is cancelled: no call may follow."""
-        return self._crew.cancelled
+        return self.crew.cancelled
 
     def close(self) -> None:
         """The run is over: what still waits for another attempt is given back."""
@@ -150,7 +158,7 @@ class Pool:
         self.workers += 1
         worker = BatchWorker(self) if self.stage.batch is not None else Worker(self)
         self._present[worker] = None
-        worker.task = self._crew.start(worker.run(), f"{self.stage.name} worker {self.workers}")
+        worker.task = self.crew.start(worker.run(), f"{self.stage.name} worker {self.workers}")
         worker.task.add_done_callback(lambda _: self._present.pop(worker, None))
 
     def enter(self) -> None:
@@ -185,18 +193,17 @@ class Pool:
         assert worker.task is not None, "a worker without a task"
         items = worker.items if isinstance(worker.items, list) else [worker.items]
         worker.abandoned = True
-        self._crew.abandon(worker.task)
+        self.crew.abandon(worker.task)
         self._present.pop(worker, None)
-        self.counters.count_instant(worker.quick, 0.0)
         self.counters.in_flight -= 1
         self.workers -= 1
         self.left_behind()
-        if self._crew.cancelled:
+        if self.crew.cancelled:
             self.counters.cancelled += len(items) + len(worker.rest)
             return
         for item in items:
             self._late += 1
-            self._crew.start(self._conclude_late(item), f"{self.stage.name} abandoned")
+            self.crew.start(self._conclude_late(item), f"{self.stage.name} abandoned")
         for item in worker.rest:
             self.channel.requeue(item)
         self.start_worker()
@@ -220,6 +227,34 @@ class Pool:
 
     def _timeout(self) -> AttemptTimeout:
         return AttemptTimeout(f"Timeout after {self.stage.timeout:g} s")
+
+    # Turns
+
+    def reach(self) -> int:
+        """How many items the next turn can have: they are there, may pass the gate, and fit below."""
+        most = self.pace.size
+        for below in self._channels:
+            room = below.maxsize - len(below.items)
+            if room < most:
+                most = room
+        if most > 0 and self.gate.shut:
+            most = min(most, self.gate.open_for)
+        if most > 0:
+            return self.channel.reach(most)
+        if self.pace.size == 1:
+            self.pace.broke_off(0)  # to ask again for each item would cost more than a turn of one could save
+        return 0
+
+    def pass_on_all(self, items: list[Item]) -> None:
+        """Send on items that a turn has finished; there is room for them."""
+        if self.only is not None:
+            self.only.put_all(items)
+        elif self.last:
+            self.router.leave_all(items)
+        else:
+            for name, ready in self.router.next_of_all(items, self.stage.name):
+                if ready:
+                    self._below[name].channel.put_all(ready)
 
     # What becomes of an item
 
@@ -378,8 +413,12 @@ class Pool:
         counters.in_flight -= 1
         counters.blocked += 1
         started = self.clock()
+        place = channel.stand_in_line(item)
         try:
-            await channel.send(item)
+            await place[1]
+        except asyncio.CancelledError:
+            if channel.step_out(place):
+                raise
         finally:
             self.enter()
             counters.blocked -= 1
@@ -411,7 +450,7 @@ class Pool:
         self.counters.waiting -= 1
         self._returned.set()
         self.channel.requeue(item)
-        if not (self.channel.attended or self._crew.cancelled) and self.workers < self.stage.max_in_flight:
+        if not (self.channel.attended or self.crew.cancelled) and self.workers < self.stage.max_in_flight:
             self.start_worker()
 
     # Tokens

@@ -8,7 +8,7 @@ lives counts as one in its parent, and the record settles when its own number co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from stageflow.item import Item
@@ -22,13 +22,27 @@ class Router:
 
     Args:
         settled: Called with each record of which nothing lives any more.
+        settled_many: The same for several at once.
+
+    Attributes:
+        levels: There are fan-outs, so that one item's step may make many ready.
     """
 
-    def __init__(self, plan: Plan, settled: Callable[[Item], None]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        settled: Callable[[Item], None],
+        settled_many: Callable[[list[Item]], None] | None = None,
+    ) -> None:
         self._plan = plan
         self._settled = settled
-        self._levels = any(plan.fan_outs.values()) or any(stage.fans_out for stage in plan.stages.values())
-        self._needed = {name: len(stage.dependencies) for name, stage in plan.stages.items()}
+        self._settled_many = settled_many
+        self.levels = any(plan.fan_outs.values()) or any(stage.fans_out for stage in plan.stages.values())
+        self._needed = {name: tuple(stage.dependencies) for name, stage in plan.stages.items()}
+        self._onward = {
+            name: [(child, [need for need in self._needed[child] if need != name]) for child in plan.children[name]]
+            for name in plan.order
+        }
         self._descendants = {
             name: frozenset(below for below in plan.order if name in plan.ancestors[below]) for name in plan.order
         }
@@ -40,7 +54,7 @@ class Router:
     def next(self, item: Item, stage: str) -> list[tuple[Item, str]]:
         """After ``stage`` finished for ``item``: who is ready for which stage. Each of them lives one more."""
         children = self._plan.children[stage]
-        if self._levels:
+        if self.levels:
             ready = [
                 (each, child)
                 for child in children
@@ -65,13 +79,40 @@ class Router:
                 continue
             if stage.fans_out and item.resumed is not None and name not in item.resumed:
                 continue
-            arrived = sum(need in item.results for need in stage.dependencies)
-            if arrived == self._needed[name]:
+            if all(need in item.results for need in stage.dependencies):
                 self._enter(item)
                 ready.append((item, name))
-            elif arrived:
-                item.arrived = {**(item.arrived or {}), name: arrived}
         return ready
+
+    def next_of_all(self, items: list[Item], stage: str) -> list[tuple[str, list[Item]]]:
+        """As :meth:`next` for many items, and with the visits at ``stage`` ended; in a plan without fan-outs.
+
+        Returns:
+            By stage the items that are ready for it.
+        """
+        ready = [(child, self._arrived(items, child, others)) for child, others in self._onward[stage]]
+        for _, entering in ready:
+            for item in entering:
+                item.live += 1
+        self.leave_all(items)
+        return ready
+
+    def leave_all(self, items: list[Item]) -> None:
+        """A visit of each of the items has ended."""
+        if self.levels:
+            for item in items:
+                self.leave(item)
+            return
+        over: list[Item] = []
+        for item in items:
+            live = item.live = item.live - 1
+            if live == 0:
+                over.append(item)
+        if self._settled_many is not None:
+            self._settled_many(over)
+        else:
+            for item in over:
+                self._settled(item)
 
     def leave(self, item: Item) -> None:
         """One visit of the item has ended."""
@@ -108,13 +149,16 @@ class Router:
         if item.cut is not None and stage in item.cut:
             return False
         needed = self._needed[stage]
-        if needed == 1:
-            return True
-        if item.arrived is None:
-            item.arrived = {}
-        arrived = item.arrived.get(stage, 0) + 1
-        item.arrived[stage] = arrived
-        return arrived == needed
+        return len(needed) == 1 or all(need in item.results for need in needed)
+
+    def _arrived(self, items: list[Item], stage: str, others: Sequence[str]) -> list[Item]:
+        """Those of the items that :meth:`_arrive`; ``others``: what the stage needs besides the one they come from."""
+        if not others:
+            return [item for item in items if item.cut is None or stage not in item.cut]
+        if len(others) > 1:
+            return [item for item in items if self._arrive(item, stage)]
+        (other,) = others
+        return [item for item in items if other in item.results and (item.cut is None or stage not in item.cut)]
 
     def _at_level_of(self, item: Item, stage: str) -> Iterator[Item]:
         """The item itself, or those of its descendants for which ``stage`` runs."""

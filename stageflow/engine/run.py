@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from types import TracebackType
 from typing import Any, Final, Self
 
 from stageflow.channel import Channel
+from stageflow.engine import garbage
 from stageflow.engine.attempt import Attempts, asked_for, describe
 from stageflow.engine.binding import Binder
 from stageflow.engine.credits import Credits
@@ -21,10 +22,12 @@ from stageflow.engine.processes import ChildSetup
 from stageflow.engine.reentry import reenter
 from stageflow.engine.routing import Router
 from stageflow.engine.targets import Target, target_of
+from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
 from stageflow.item import BadRecord, Failure, Item, Reentry
 from stageflow.plan import Plan
+from stageflow.protocols import Entry
 from stageflow.stage import Stage
 
 __all__ = ["Engine"]
@@ -36,12 +39,14 @@ _SPECIAL: Final[frozenset[Any]] = frozenset({BadRecord, Reentry})
 class Engine:
     """Runs records through a plan. An async context manager: leaving it ends the input and waits for what was accepted.
 
-    Records come in through :meth:`feed`, which waits while the run is full; each one that entered is handed to
-    ``settled`` exactly once, unless the run is cancelled, and keeps its credit until :meth:`release`.
+    Records come in through :meth:`feed` and :meth:`feed_some`, which wait while the run is full, and :meth:`feed_many`,
+    which does not; each one that entered is handed to ``settled`` exactly once, unless the run is cancelled, and keeps
+    its credit until :meth:`release`.
 
     Args:
         resources: What the stages take by the names of resources.
         settled: Called on the loop with each record whose outcome is final; it must not block.
+        settled_many: The same for several at once; where it is given, some come this way.
         stopped: Called when a stage stops the run; the first call counts.
         broken: Called when a task of the engine fails; whoever feeds must be ended.
         warn: Tells the user something.
@@ -60,6 +65,7 @@ class Engine:
         *,
         resources: Mapping[str, Any],
         settled: Callable[[Item], None],
+        settled_many: Callable[[list[Item]], None] | None = None,
         stopped: Callable[[RunStopped], None],
         broken: Callable[[], None] = lambda: None,
         warn: Callable[[str], None] = lambda message: None,
@@ -87,11 +93,14 @@ class Engine:
         self._cancelled = False
         self._debug = debug
         self._targets: list[Target] = []
-        self._router = Router(plan, settled)
+        self._router = Router(plan, settled, settled_many)
         limiters = limiters_of({name: stage.rate_limit for name, stage in plan.stages.items()}, self._clock)
         self.pools = {name: self._pool(plan.stages[name], limiters.get(name)) for name in plan.order}
         for name, pool in self.pools.items():
             pool.connect([self.pools[child] for child in plan.children[name]], straight=self._is_straight(name))
+            splits = pool.only is None and not pool.last
+            # Where items make others ready that are not they themselves, what a turn sends on is not known before.
+            pool.pace = Pace(ever=not (plan.stages[name].fans_out or (splits and self._router.levels)))
         self._first = [self.pools[name].channel for name in plan.first]
 
     def _pool(self, stage: Stage, limiter: Limiter | None) -> Pool:
@@ -130,6 +139,7 @@ class Engine:
             attempts.invoke = attempts.watched(attempts.invoke, self._warn)
             if pool.batch_call is not None:
                 pool.batch_call = attempts.watched(pool.batch_call, self._warn)
+        pool.turn = binder.turn(called) if attempts.is_plain else binder.turn_of(attempts.invoke)
         return pool
 
     def _is_straight(self, name: str) -> bool:
@@ -158,14 +168,50 @@ class Engine:
                 ) from error
         for pool in self.pools.values():
             pool.start_worker()
+        garbage.quieten()
         return self
 
+    @property
+    def room(self) -> int:
+        """How many records can be let in without waiting."""
+        room = self.credits.there
+        for channel in self._first:
+            room = min(room, channel.maxsize - len(channel.items))
+        return room
+
     def try_feed(self, index: int, record: Any) -> bool:
-        """Let a record in if that can be done without waiting; else :meth:`feed` it."""
-        first = self._first
-        if len(first) != 1 or record.__class__ in _SPECIAL or first[0].full() or not self.credits.try_take():
-            return False
-        return first[0].try_send(Item(index, record, 1))
+        """Let one record in if that can be done without waiting; else :meth:`feed` it."""
+        return bool(self.feed_many([(index, record)]))
+
+    async def feed_some(self, entries: Sequence[Entry]) -> int:
+        """Let in as many entries as there is room for, from the first on; waits until that is one at least.
+
+        Returns:
+            How many were let in; 0 where admission has ended. For a cancellation see :meth:`feed`.
+        """
+        if not (taken := self.feed_many(entries)) and self.credits.there and entries[0][1].__class__ not in _SPECIAL:
+            for channel in self._first:
+                await channel.wait_for_room()
+            taken = self.feed_many(entries)
+        return taken or int(await self.feed(*entries[0]))
+
+    def feed_many(self, entries: Sequence[Entry]) -> int:
+        """Let in as many entries as that can be done for without waiting, from the first on; :meth:`feed` the next.
+
+        Returns:
+            How many were let in.
+        """
+        visits = len(self._first)
+        items: list[Item] = []
+        for index, record in entries[: self.room]:
+            if type(record) is not dict and type(record) in _SPECIAL:
+                break
+            items.append(Item(index, record, visits))
+        if items:
+            self.credits.take_at_once(len(items))
+            for channel in self._first:
+                channel.put_all(items)
+        return len(items)
 
     async def feed(self, index: int, record: Any) -> bool:
         """Let a record in: waits for a credit, then for room in the first channels. That wait is the backpressure.
@@ -259,6 +305,7 @@ class Engine:
                     self.crew.start(channel.close(), "end of input")
             await self.crew.join()
         finally:
+            garbage.restore()
             self.crew.disown()
             for pool in self.pools.values():
                 pool.close()

@@ -1,9 +1,10 @@
 """The loop of one worker: receive, attempt, send.
 
-* A worker goes on as long as there are items, without leaving its turn of the loop, unless the handler, a permit or a
-  full channel makes it wait. That is what makes a stage that does not wait cheap.
-* Items that the handler answers at once are counted when the turn ends, many at a time. The end of one call is the
-  beginning of the next, so that each costs one look at the clock.
+* As long as calls do not wait, a worker deals with many items in one turn of the loop; see
+  :mod:`stageflow.engine.turn`. What a turn can't deal with, a call that waits, fails or leaves, is carried on by
+  itself, like those of a stage whose calls wait.
+* Whoever is about to be held up, by a call, a permit or a full channel, sees to it that somebody looks for the next
+  item. Within a turn that is not needed: whoever is in it looks by itself.
 * A worker whose handler outlives its timeout and its cancellation is abandoned: the pool has given its item up and its
   place away, and whatever it still returns is dropped here.
 """
@@ -11,11 +12,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from math import inf
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from stageflow.channel import END
-from stageflow.counters import INSTANT
+from stageflow.engine.binding import CLOSED
+from stageflow.engine.turn import LONG, TURN_SECONDS, begun
 from stageflow.engine.watch import CURRENT_STAGE
 from stageflow.errors import ResultError
 from stageflow.item import Exit, Item
@@ -34,12 +38,26 @@ class Worker:
         items: What it has in hand: an item, or the list of a batch.
         rest: Items it will call the handler with afterwards, one by one.
         since: When the call in progress began, by the pool's clock; infinite while there is none.
-        quick: Items that it dealt with at once and that are not counted yet.
+        idle: It has nothing in hand.
+        spent: Seconds of its turns since others last ran.
         timed_out: The pool has cancelled the call because its time was over.
         reserved: Tokens reserved for the call.
+        permitted: It has leave to start a call, and waited for that.
     """
 
-    __slots__ = ("abandoned", "items", "pool", "quick", "reserved", "rest", "since", "task", "timed_out")
+    __slots__ = (
+        "abandoned",
+        "idle",
+        "items",
+        "permitted",
+        "pool",
+        "reserved",
+        "rest",
+        "since",
+        "spent",
+        "task",
+        "timed_out",
+    )
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -49,98 +67,151 @@ class Worker:
         self.since = inf
         self.timed_out = False
         self.abandoned = False
-        self.quick = 0
         self.reserved = 0.0
+        self.permitted = False
+        self.idle = True
+        self.spent = 0.0
 
     async def run(self) -> None:
         """A worker's life."""
         pool = self.pool
         CURRENT_STAGE.set(pool.stage.name)
-        channel, counters, clock, gate = pool.channel, pool.counters, pool.clock, pool.gate
+        channel, counters, clock, gate, pace = pool.channel, pool.counters, pool.clock, pool.gate, pool.pace
         try_receive, invoke = channel.try_receive, pool.attempts.invoke
-        only, last, leave = pool.only, pool.last, pool.router.leave
-        name, reported = pool.stage.name, pool.reported
-        idle, permitted = True, False
-        mark = now = 0.0
+        only, last, leave, crew = pool.only, pool.last, pool.router.leave, pool.crew
+        name, reported, most = pool.stage.name, pool.reported, pool.stage.max_in_flight
         channel.attended = False  # it was on this worker's account while it was on its way
         while True:
-            item = try_receive()
-            if item is None or item is END:
-                if permitted:
-                    permitted = False
-                    gate.give_back(self.reserved)
-                if not idle:
-                    self.since = inf
-                    counters.count_instant(self.quick, now - mark)
-                    counters.in_flight -= 1
-                    idle = True
-                item = item or await channel.receive()
-                if item is END:
-                    if await pool.dismiss(self):
+            call: Awaitable[Any] | None = None
+            if pace.alone <= 0 and (size := pool.reach()):
+                self.enter()
+                if (odd := self.turn(size)) is None:
+                    if self.spent > TURN_SECONDS:
+                        self.pause()
+                        await asyncio.sleep(0)
+                    continue
+                item, call = odd
+            else:
+                found = try_receive()
+                if found is None or found is END:
+                    self.pause()
+                    if found is None:
+                        await channel.park()
+                    elif await pool.dismiss(self):
                         return
                     continue
-            if idle:
-                pool.enter()
-                self.quick, mark, idle = 0, (now := clock()), False
-            if not channel.attended:
+                item = found
+                if self.idle:
+                    self.enter()
+            if not channel.attended and (channel.parked or pool.workers < most):
                 pool.attend()
-            if gate.shut and not item.closed:
-                if not permitted:
-                    counters.count_instant(self.quick, now - mark)
-                    await self.pass_gate([item])
-                    permitted, self.quick, mark = True, 0, (now := clock())
-                if gate.barred:
-                    pool.withhold(item)
-            if item.closed:
-                counters.cancelled += 1
-                leave(item)
-                continue  # a permit that was waited for with it serves the next one, if that is there
-            permitted = False
-            started = self.since = now
+            if call is None and (gate.shut or item.closed or self.permitted) and not await self.may_begin(item):
+                continue
             self.items = item
+            self.since = started = clock()
             try:
-                value = await invoke(item)
+                value = await (invoke(item) if call is None else call)
             except BaseException as error:  # noqa: BLE001 - the handler is foreign code; Pool.failed sorts it out
                 if self.abandoned:
                     return
-                counters.count_instant(self.quick, started - mark)
-                self.quick, mark = 0, started
                 value = await pool.failed(item, error, worker=self)
-            now = clock()
-            if now - started < INSTANT and value.__class__ is not Exit and not item.closed and not reported:
-                self.quick += 1
-            else:
-                if self.abandoned:
-                    return
-                self.since = inf
-                counters.count_instant(self.quick, started - mark)
-                counters.count_call(now - started)
-                self.quick, mark = 0, now
+            if self.abandoned:
+                return
+            self.since = inf
+            seconds = clock() - started
+            counters.count_call(seconds)
+            if pace.alone > 0:
+                pace.alone -= 1 if seconds < TURN_SECONDS else LONG
+            if self.timed_out:
                 self.forgive()
-                if reported:
-                    pool.settle_tokens(self, [item])
-                if pool.cancelled:  # the handler kept the cancellation to itself
-                    counters.cancelled += 1
-                    raise asyncio.CancelledError
-                if value.__class__ is Exit or item.closed:
-                    await pool.depart(item, value)
-                    mark = now = clock()
-                    continue
-                counters.passed += 1
+            if reported:
+                pool.settle_tokens(self, [item])
+            if crew.cancelled:  # the handler kept the cancellation to itself
+                counters.cancelled += 1
+                raise asyncio.CancelledError
+            if value.__class__ is Exit or item.closed:
+                await pool.depart(item, value)
+                continue
+            counters.passed += 1
             item.results[name] = value
             if only is not None:
                 if not only.try_send(item):
-                    self.since = inf
-                    counters.count_instant(self.quick, now - mark)
                     await pool.send_blocked(only, item)
-                    self.quick, mark = 0, (now := clock())
             elif last:
                 leave(item)
             else:
-                self.since = inf
-                counters.count_instant(self.quick, now - mark)
                 await pool.pass_on(item)
-                self.quick, mark = 0, (now := clock())
+
+    def enter(self) -> None:
+        """It turns to its work."""
+        if self.idle:
+            self.idle = False
+            self.pool.enter()
+
+    def pause(self) -> None:
+        """Nothing is in its hands: it lets others run, or there is nothing to do."""
+        if self.permitted:
+            self.permitted = False
+            self.pool.gate.give_back(self.reserved)
+        if not self.idle:
+            self.idle, self.spent = True, 0.0
+            self.pool.counters.in_flight -= 1
+
+    async def may_begin(self, item: Item) -> bool:
+        """Wait for leave to begin the item's call. False where there is none to be made, and the item has left."""
+        pool, gate = self.pool, self.pool.gate
+        if gate.shut and not item.closed:
+            if not self.permitted and not gate.pass_at_once():
+                await self.pass_gate([item])
+                self.permitted = True
+            if gate.barred:
+                pool.withhold(item)
+        if item.closed:
+            pool.counters.cancelled += 1
+            pool.router.leave(item)
+            return False  # a permit that was waited for with it serves the next one, if that is there
+        self.permitted = False
+        return True
+
+    def turn(self, size: int) -> tuple[Item, Awaitable[Any] | None] | None:
+        """Deal with the next ``size`` items at once.
+
+        Returns:
+            ``None`` where all of them have gone on. Else the first that could not, and what is left of its call, which
+            is nothing where it was not begun; what came after it is in the channel again.
+        """
+        pool = self.pool
+        channel, pace = pool.channel, pool.pace
+        bulk = channel.take(size)
+        each = iter(bulk)
+        began = pool.clock()
+        left = begun(pool.turn(bulk, each))
+        seconds = pool.clock() - began
+        self.spent += seconds
+        odd: tuple[Item, Awaitable[Any] | None] | None = None
+        finished = bulk
+        if left is None:
+            pace.went_through(size, seconds)
+        else:
+            place = size - length_hint(each) - 1
+            odd = bulk[place], None if left is CLOSED else left
+            finished = bulk[:place]
+            channel.give_back(bulk[place + 1 :])
+            bulk.clear()
+            size = place + (left is not CLOSED)
+            pace.broke_off(place, seconds)
+        if pool.last:
+            channel.refill()  # who feeds comes before who writes, and those below before those above
+        if pool.gate.shut:
+            pool.gate.passed(size)
+        if finished:
+            pool.counters.count_instant(len(finished), seconds)
+            if pool.reported:
+                pool.settle_tokens(self, finished)
+            pool.pass_on_all(finished)
+        if not pool.last:
+            channel.refill()
+        return odd
 
     async def pass_gate(self, items: list[Item]) -> None:
         """Wait for a permit, outside any attempt."""

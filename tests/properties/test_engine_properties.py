@@ -57,7 +57,9 @@ class Job:
             index = record["id"]
             self.started[stage.name, index] += 1
             async with self.calls.call(stage.name, index):
-                await asyncio.sleep(self.shape.delay(stage.name, index))
+                delay = self.shape.delay(stage.name, index)
+                if delay or self.shape.delays % 2:  # in every second job a call that takes no time does not wait
+                    await asyncio.sleep(delay)
                 if (stage.name, index) in self.shape.failing:
                     raise Planned(f"{stage.name} {index}")
                 return result_of(stage.name, index, dict(results))

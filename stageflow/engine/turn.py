@@ -1,0 +1,109 @@
+"""How much a worker does before it lets others run: its turns.
+
+* A call that answers without waiting costs less than what is usually done around one: a look at the clock, the
+  counters, a wake-up. So a worker takes as many items as there are and fit below, calls the handler for one after the
+  other, and does all that once, for the whole bulk. Nobody else runs meanwhile, so nobody sees it half done.
+* The bulk is driven by one ``send``. Where a call waits after all, that is seen at once: what was finished moves on,
+  what was not begun goes back to the front of the channel, and the worker waits for the rest of that one call.
+* A handler that waited will probably wait again: its items are taken one at a time, without the machinery of a bulk,
+  and only now and then is it tried whether they still wait.
+* A turn takes about a millisecond at the most, by what the last ones took, and between two turns others run.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Coroutine, Generator
+from math import inf
+from typing import Any, Final
+
+from stageflow.engine.binding import CLOSED
+
+__all__ = ["LONG", "TURN_SECONDS", "Pace", "begun"]
+
+TURN_SECONDS: Final = 0.001
+"""What a worker may take before it lets others run."""
+
+_LARGEST: Final = 4096
+_MOST_ALONE: Final = 64
+"""Calls by themselves until a turn is tried again, where none has gone through for long."""
+
+LONG: Final = 4
+"""As how many of these a call counts that took as long as a turn may."""
+
+
+class Pace:
+    """How many items the next turn of a stage's workers may have, by how the last ones went.
+
+    Args:
+        ever: There can be turns.
+
+    Attributes:
+        size: Items, at least 1.
+        alone: How many calls are to be made one at a time before a turn is tried. Whoever makes one counts it here, as
+            :data:`LONG` where it took as long as a turn may: it could have held the loop.
+    """
+
+    __slots__ = ("_patience", "alone", "size")
+
+    def __init__(self, *, ever: bool = True) -> None:
+        self.size = 1
+        self.alone = 0.0 if ever else inf
+        self._patience = 1
+
+    def went_through(self, items: int, seconds: float) -> None:
+        """No call of a turn waited."""
+        self._patience = 1
+        if items >= self.size:
+            self.size = min(2 * items, _LARGEST)
+        self._spend(items, seconds)
+
+    def broke_off(self, finished: int, seconds: float = 0.0) -> None:
+        """Of a turn so many items were finished; the call of the next one waits, or it failed, or left."""
+        self.size = max(2 * finished, self.size // 2)
+        if not self.size:
+            self._patience = min(2 * self._patience, _MOST_ALONE)
+            self.alone, self.size = self._patience, 1
+        self._spend(finished + 1, seconds)
+
+    def _spend(self, calls: int, seconds: float) -> None:
+        if seconds > TURN_SECONDS:
+            self.size = min(self.size, max(1, int(calls * TURN_SECONDS / seconds)))
+
+
+def begun(turn: Coroutine[Any, Any, Any]) -> Any:
+    """Begin a turn.
+
+    Returns:
+        ``None`` where it is over, and all of its calls are. Else what is left of the call at which it stopped: an
+        awaitable, which gives its result or raises its error; or :data:`CLOSED`.
+    """
+    try:
+        return _rest_of(turn, turn.send(None))
+    except StopIteration as end:
+        return end.value if end.value is None or end.value is CLOSED else _returns(end.value)
+    except BaseException as error:  # noqa: BLE001 - the handler is foreign code; the worker sorts it out
+        return _raises(error)
+
+
+@types.coroutine
+def _rest_of(turn: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
+    """Await a coroutine that was begun by hand, and that waits for what its ``send`` has given."""
+    try:
+        while True:
+            try:
+                given = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - it is thrown in where it would have been
+                waits_for = turn.throw(error)
+            else:
+                waits_for = turn.send(given)
+    except StopIteration as end:
+        return end.value
+
+
+async def _returns(value: Any) -> Any:
+    return value
+
+
+async def _raises(error: BaseException) -> Any:
+    raise error
