@@ -66,7 +66,7 @@ def status(path: str) -> LedgerStatus:
         ledger = disk.open(names.ledger, write=False)
     except OSError as error:
         raise RequestError(
-            f"cannot read {path}.ledger: {error.strerror}", hint="OUT is the output of a run, as given to -o"
+            f"cannot read {path}.ledger: {error.strerror}", hint="OUTPUT is what was given to -o"
         ) from error
     try:
         # Before the lines are read: a run that ends meanwhile is told as running, not as interrupted.

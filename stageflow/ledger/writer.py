@@ -220,7 +220,7 @@ class LedgerOutput:
         if self._disk.exists(self._names.output):
             raise StorageError(
                 f"{self._names.shown} appeared during the run; the results are in {self._names.shown}.partial",
-                hint="move it away, then run the same command again",
+                hint="move it away",
             )
         try:
             store.complete(final_line(files, state, order=self._order, ended=ended))
