@@ -1,6 +1,6 @@
 """Clocks that jump: a process that stood still for minutes, and a wall clock that is set while a run goes.
 
-By rows 11 and 12 of the project's fault table, each in the name of its test.
+Faults 11 and 12, by the numbers in the names of the tests.
 """
 
 from __future__ import annotations

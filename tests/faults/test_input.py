@@ -1,6 +1,6 @@
 """What is wrong with an input, and exactly what a run makes of it.
 
-By rows 36 to 53 of the project's fault table, each in the name of its test, through ``stageflow run``. The stage gives
+Faults 36 to 53, by the numbers in the names of the tests, through ``stageflow run``. The stage gives
 back what it gets, so an output line says what was read.
 """
 

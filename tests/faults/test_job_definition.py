@@ -1,4 +1,4 @@
-"""Jobs that are wrong, by rows 74 to 80 of the project's fault table, each in the name of its test.
+"""Jobs that are wrong, faults 74 to 80, by the numbers in the names of the tests.
 
 Each is refused before any input is read, with exit code 2, two lines that name the place, no traceback of stageflow's,
 and without a file beside the job.

@@ -1,4 +1,4 @@
-"""Signals, kills and closed pipes: rows 5 to 14 and 23 of the project's fault table, each in the name of its test.
+"""Signals, kills and closed pipes: faults 5 to 14 and 23, by the numbers in the names of the tests.
 
 Each is sent when what it is to meet is seen to have begun. After each that can be resumed, the same command ends with
 what an undisturbed run writes. Kills at random are in ``durable``; the clock is in ``test_limits.py``.

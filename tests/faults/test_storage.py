@@ -1,4 +1,4 @@
-"""Disks and files that are not as they should be: rows 15 to 26 of the project's fault table, by name of the test.
+"""Disks and files that are not as they should be: faults 15 to 26, by the numbers in the names of the tests.
 
 Through the command line. What can't be met in a healthy file system is put into the process's own disk; see
 ``durable/faulty_command.py``. Ledgers that are damaged, changed inputs and changed jobs are tested beside the ledger.

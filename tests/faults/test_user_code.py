@@ -1,6 +1,6 @@
 """What a job's own code does wrong, and what becomes of the record, of the stage and of the run.
 
-By rows 54 to 73 of the project's fault table, each in the name of its test. Where time matters a run is on the virtual
+Faults 54 to 73, by the numbers in the names of the tests. Where time matters a run is on the virtual
 clock; where the process does, it is a ``stageflow run``.
 """
 
