@@ -32,7 +32,8 @@ class Recorder:
 
     One commit is being written at a time; what settles meanwhile is the next one. So at low rates every record is
     written at once, and under a slow output commits grow by themselves. A record keeps its credit until its commit has
-    been written, and that is how a slow output holds back the source.
+    been written, and that is how a slow output holds back the source. Only one that failed and waits for the verdict on
+    its stage gives its credit back before: it would hold back the very records by which that is reached.
 
     Args:
         output: Where commits go.
