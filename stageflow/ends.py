@@ -130,6 +130,7 @@ class Ends:
         durable: There is a ledger, and lines are bytes.
         notes: What the user should know of it.
         paths: The files, by what they are for.
+        retrying: Records of earlier dead letters may come in, whatever ``output`` says of them.
     """
 
     output: RunOutput
@@ -139,6 +140,7 @@ class Ends:
     durable: bool
     notes: tuple[str, ...]
     paths: Mapping[str, str]
+    retrying: bool = False
 
     def refuse_same_files(self, source: Source) -> None:
         """Refuse a run that would write over its own input, or two outputs into one.

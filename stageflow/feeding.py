@@ -39,9 +39,9 @@ class EarlierRuns:
         self.blank = done.count(BLANK)
         self.ahead = self.blank - before
 
-    def blank_lines(self, source: Source) -> int:
-        """All blank lines so far, those of earlier runs included."""
-        return self.blank + max(0, source.blank - self.ahead)
+    def blank_lines(self, met: int) -> int:
+        """All blank lines so far, those of earlier runs included; ``met`` in this one."""
+        return self.blank + max(0, met - self.ahead)
 
 
 def retries_of(

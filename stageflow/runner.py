@@ -14,22 +14,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stageflow.commit import DEAD_IN_PART, InputIdentity, OpenRequest, Resumption
+from stageflow.commit import InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
-from stageflow.engine.processes import ChildSetup, child_setups
-from stageflow.engine.resources import opened
-from stageflow.engine.run import Engine
-from stageflow.engine.watch import hear_stray_tasks
 from stageflow.errors import StageflowError
 from stageflow.events import Event, Resumed, RunEnded, RunStarted, Snapshot, StopRequested, Warned
-from stageflow.feeding import EarlierRuns, Feeder, retries_of
+from stageflow.feeding import EarlierRuns
 from stageflow.fingerprint import changes, job_identity, upstream_digests
+from stageflow.local import LocalWork
 from stageflow.options import Options
 from stageflow.plan import Plan
 from stageflow.policies.tolerance import Tolerance
-from stageflow.recorder import Recorder, failure_watch
 from stageflow.report.stats import RunReport, StageReport
+from stageflow.work import StageAccount, Work, WorkRequest
 
 __all__ = ["Run"]
 
@@ -58,9 +55,7 @@ class Run:
         self._resumption = Resumption(run="")
         self._before = EarlierRuns(self._resumption)
         self._counters = RunCounters()
-        self._recorder: Recorder | None = None
-        self._engine: Engine | None = None
-        self._feeder: Feeder | None = None
+        self._work: Work | None = None
         self._stopped: StageflowError | None = None
         self._input_changed = False
         self._identity: InputIdentity | None = None
@@ -84,21 +79,21 @@ class Run:
         self._source.check()
         self._total = self._source.estimate()
         look_ahead(self.plan, self._source)
-        children = child_setups(self.plan, self._prepare)
+        work = self._work = self._plan_work()
         self._ends.refuse_same_files(self._source)
         complete = False
         try:
             upstream = self._open()
             if self._resumption.complete:
                 return self._report()
-            async with opened(self.plan, self.warn) as resources:
-                await self._process(resources, children, upstream)
+            async with work:
+                await self._do(work, upstream)
                 complete = self._stopped is None
                 assert self._not_done() == 0 or not complete, f"{self._not_done()} records were lost"
                 # Before the resources are closed: whatever the job's code does then, the output is whole.
                 await self._end(complete)
         except asyncio.CancelledError:
-            if self._engine is not None or self._stopped is None:
+            if work.begun or self._stopped is None:
                 raise
             raise self._stopped from None  # cancelled by :meth:`cancel`, before there was anything to run
         except BaseExceptionGroup as group:
@@ -111,6 +106,20 @@ class Run:
             if self._cutoff is not None:
                 self._cutoff.cancel()
         return self._report()
+
+    def _plan_work(self) -> Work:
+        request = WorkRequest(
+            plan=self.plan,
+            source=self._source,
+            ends=self._ends,
+            options=self._options,
+            counters=self._counters,
+            clock=self._clock,
+            emit=self._emit,
+            warn=self.warn,
+            stop=self.stop,
+        )
+        return LocalWork(request, self._prepare)
 
     def _open(self) -> Mapping[str, str] | None:
         """Open the outputs, and take over what earlier runs did.
@@ -165,7 +174,7 @@ class Run:
         self._ended = True
         if self._opened:
             self._emit(RunEnded())
-        ended = complete and self._feeder is not None and self._feeder.at_end
+        ended = complete and self._work is not None and self._work.at_end
         if complete and self._source.changed():
             # What was read is whole; but there may be more of it by now.
             self._input_changed, ended = True, False
@@ -177,74 +186,15 @@ class Run:
             if self._ends.dead is not None and self._dead_opened:
                 await self._ends.dead.close(complete=complete)
 
-    async def _process(
-        self, resources: Mapping[str, Any], children: Mapping[str, ChildSetup], upstream: Mapping[str, str] | None
-    ) -> None:
-        source, ends, found = self._source, self._ends, self._resumption
-        recorder = self._recorder = Recorder(
-            self.plan,
-            ends.output,
-            ends.dead,
-            self._counters,
-            encode=ends.encode,
-            encode_letter=ends.encode_letter,
-            sized=ends.durable,
-            emit=self._emit,
-            path=source.path,
-            numbered=source.numbered,
-            in_order=self._options.order == "input" and not ends.durable,
-            retrying=bool(found.letters),
-            in_part=lambda index: found.done[index] == DEAD_IN_PART,
-            upstream=upstream,
-        )
-        engine = self._engine = Engine(
-            self.plan,
-            resources=resources,
-            settled=recorder.settled,
-            settled_many=recorder.settled_many,
-            stopped=self.stop,
-            broken=self._cancel_feeder,
-            warn=self.warn,
-            max_retry_after=self._options.max_retry_after,
-            max_open_records=self._options.max_open_records,
-            clock=self._clock,
-            run_id=found.run,
-            child_setups=children,
-            debug=self._options.debug,
-        )
-        recorder.release = engine.release
-        recorder.verdict = lambda stage: engine.pools[stage].judge.probation
-        recorder.watch = failure_watch(self._options.max_failure_rate, self.stop)
-        self._feeder = Feeder(
-            source,
-            engine,
-            recorder,
-            self._counters,
-            found,
-            retries=retries_of(ends.output, found, self.plan, upstream or {}, self.warn),
-            options=self._options,
-            plan=self.plan,
-            warn=self.warn,
-            stop=self.stop,
-        )
+    async def _do(self, work: Work, upstream: Mapping[str, str] | None) -> None:
+        work.begin(self._resumption, upstream)
         self._began = self._clock()
         self._emit(RunStarted(self.plan.name, self.snapshot))
-        with hear_stray_tasks(self.warn):
-            await self._process_with(engine, recorder, self._feeder)
-        if self._feeder.damaged is not None and self._stopped is None:
-            self._stopped = self._feeder.damaged
-
-    async def _process_with(self, engine: Engine, recorder: Recorder, feeder: Feeder) -> None:
-        async with asyncio.TaskGroup() as group:
-            writer = group.create_task(recorder.write(), name="recorder")
-            try:
-                async with engine:
-                    if self._stopped is not None:
-                        engine.stop()
-                    await feeder.run()
-            finally:
-                recorder.close()
-            await writer
+        if self._stopped is not None:
+            work.stop()
+        await work.run()
+        if work.damaged is not None and self._stopped is None:
+            self._stopped = work.damaged
 
     # Stopping
 
@@ -254,50 +204,39 @@ class Run:
             return
         self._stopped = error
         open_records = 0
-        if self._engine is not None:
-            self._engine.stop()
-            open_records = self._engine.credits.taken
-        if self._feeder is not None:
-            self._feeder.stop()
+        if self._work is not None and self._work.begun:
+            self._work.stop()
+            open_records = self._work.open
         self._emit(StopRequested(str(error), open_records, self._options.grace))
         self._cutoff = asyncio.get_running_loop().call_later(self._options.grace, self.cancel)
 
     def cancel(self) -> None:
         """Cancel the attempts too: what has settled is written, the rest is not done."""
-        if self._engine is not None:
-            open_records = self._engine.credits.taken
-            if open_records:
-                self._emit(StopRequested("cancelled", open_records, 0.0, cancelled=True))
-            self._engine.cancel()
-            self._ends.output.give_up_waiting()
+        if self._work is not None and self._work.begun:
+            self._work.cancel()
         elif self._task is not None:
             self._task.cancel()
-        self._cancel_feeder()
-
-    def _cancel_feeder(self) -> None:
-        if self._feeder is not None:
-            self._feeder.cancel()
 
     # What others see
 
     def snapshot(self) -> Snapshot:
         """The run at this moment."""
-        counters, engine = self._counters, self._engine
+        counters, work = self._counters, self._work
         return Snapshot(
             seconds=self._clock() - self._began,
             read=counters.read,
             written=counters.written,
             dropped=counters.dropped,
             dead=counters.dead,
-            open=engine.credits.taken if engine else 0,
+            open=work.open if work else 0,
             total=min(self._total, self._options.limit or self._total) if self._total is not None else None,
-            stages=engine.snapshot() if engine else (),
+            stages=work.snapshot() if work else (),
         )
 
     @property
     def started(self) -> bool:
         """The resources are open, and records are read."""
-        return self._engine is not None
+        return self._work is not None and self._work.begun
 
     @property
     def durable(self) -> bool:
@@ -336,9 +275,9 @@ class Run:
         counters = self._counters
         return counters.read - counters.written - counters.dropped - counters.dead
 
-    def _reason(self, engine: Engine) -> str:
+    def _reason(self, work: Work) -> str:
         """Why the run was stopped, with what is known at its end."""
-        tripped = engine.tripped
+        tripped = work.why_stopped()
         if tripped is None:
             return str(self._stopped)
         return f"{tripped}; {'none of them' if self._counters.dead else 'nothing'} was dead-lettered"
@@ -355,40 +294,40 @@ class Run:
         return 0 if allowed is not None and Tolerance.parse(allowed).allows(counters.dead, counters.read) else 3
 
     def _report(self) -> RunReport:
-        counters, engine, complete = self._counters, self._engine, self._resumption.complete
-        assert engine is not None or complete, "a report of a run that did not begin"
-        seconds = self._clock() - self._began if engine is not None else 0.0
-        stages = {
-            name: StageReport.of(
-                pool.counters,
-                name=name,
-                max_in_flight=pool.stage.max_in_flight,
-                queue_size=pool.stage.queue_size,
-                received=pool.received,
-                peak_depth=pool.channel.peak_depth,
-                seconds=seconds,
-                run=pool.stage.run,
-            )
-            for name, pool in (engine.pools.items() if engine is not None else ())
-        }
-        retried = self._recorder.retried if self._recorder is not None else 0
+        counters, work, complete = self._counters, self._work, self._resumption.complete
+        assert work is not None, "a report of a run that did not begin"
+        seconds = self._clock() - self._began if work.begun else 0.0
+        stages = {name: self._stage_report(name, account, seconds) for name, account in work.accounts().items()}
         return RunReport(
             pipeline=self.plan.name,
             read=counters.read,
-            blank=self._before.blank_lines(self._source),
+            blank=self._before.blank_lines(work.blank),
             bad=counters.bad,
             written=counters.written,
             dropped=counters.dropped,
             dead=counters.dead,
             not_done=self._not_done(),
             seconds=seconds,
-            stopped=self._reason(engine) if self._stopped and engine is not None else None,
+            stopped=self._reason(work) if self._stopped and work.begun else None,
             exit_code=self._exit_code(),
-            peak_open=engine.credits.peak if engine is not None else 0,
-            max_open_records=engine.credits.limit if engine is not None else 0,
+            peak_open=work.peak_open,
+            max_open_records=work.max_open,
             stages=stages,
-            earlier=self._earlier - retried,
+            earlier=self._earlier - work.retried,
             already_complete=complete,
+        )
+
+    def _stage_report(self, name: str, account: StageAccount, seconds: float) -> StageReport:
+        stage = self.plan.stages[name]
+        return StageReport.of(
+            account.counters,
+            name=name,
+            max_in_flight=stage.max_in_flight,
+            queue_size=stage.queue_size,
+            received=account.received,
+            peak_depth=account.peak_depth,
+            seconds=seconds,
+            run=stage.run,
         )
 
 
