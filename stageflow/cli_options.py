@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from stageflow.loader import Job
-from stageflow.plan import Override, Plan
 from stageflow.settings import from_amounts, from_environment, from_file, from_pairs, parse_params
+
+if TYPE_CHECKING:  # each command loads what it needs, and --help none of it
+    from stageflow.loader import Job
+    from stageflow.plan import Override, Plan
 
 __all__ = ["LOOP", "as_typed", "job_options", "overrides", "plan_of"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -86,5 +85,7 @@ def ancestors(dependencies: Dependencies, order: Sequence[str]) -> dict[str, fro
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The name that a misspelt one most likely meant, or ``None`` where none is near."""
+    import difflib  # here, for what is right needs it not
+
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return found[0] if found else None

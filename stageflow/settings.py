@@ -7,14 +7,15 @@ came from, for ``stageflow check`` and for messages.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stageflow.errors import SettingError
 from stageflow.graph import nearest
 from stageflow.plan import Override
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["from_amounts", "from_environment", "from_file", "from_pairs", "parse_params"]
 
@@ -77,6 +78,8 @@ def from_file(folder: Path) -> list[Override]:
     path = folder / "stageflow.toml"
     if not path.is_file():
         return []
+    import tomllib  # here, as most jobs have no such file
+
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:

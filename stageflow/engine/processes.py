@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
-import multiprocessing.connection
 import os
 import pickle
 import signal
@@ -18,13 +16,15 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stageflow.engine.attempt import describe, shown
 from stageflow.engine.resources import open_one
 from stageflow.errors import DefinitionError, HandlerFailed, ResultError, WorkerDied
 from stageflow.plan import Plan
+
+if TYPE_CHECKING:  # a run without processes does not load what starts them
+    from multiprocessing.connection import Connection
 
 __all__ = ["Child", "ChildSetup", "child_setups"]
 
@@ -55,6 +55,8 @@ class Child:
     """One process and the parent's end of its pipe; used by one thread at a time."""
 
     def __init__(self, setup: ChildSetup) -> None:
+        import multiprocessing
+
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
@@ -126,6 +128,8 @@ def _serve(pipe: Connection, setup: ChildSetup) -> None:
 
 def _end_with_parent() -> None:
     """End this process when its parent has: a call in progress would not look at the pipe."""
+    import multiprocessing.connection
+
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])

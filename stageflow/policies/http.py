@@ -10,11 +10,8 @@ from tracebacks, not from here, since httpcore says ``from None`` to a name that
 
 from __future__ import annotations
 
-import calendar
-import email.utils
 import math
 import socket
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from inspect import getattr_static, iscoroutine
 from itertools import islice
@@ -199,6 +196,9 @@ def _until(text: str, date: str, wall_clock: float | None) -> float | None:
 
 def _timestamp(text: str) -> float | None:
     """Seconds since 1970 of an HTTP date in any of its three forms (RFC 9110, section 5.6.7), to the year 9999."""
+    import calendar  # with email.utils a fifth of `import stageflow`, for the rare server that answers with a date
+    import email.utils
+
     try:
         parsed = email.utils.parsedate_tz(text)
         return None if parsed is None else float(calendar.timegm(parsed[:9]) - (parsed[9] or 0))
@@ -240,6 +240,8 @@ def _known_code(value: Any) -> str | None:
 
 
 def _host(url: Any) -> str | None:
+    import urllib.parse  # here, as few runs meet an unknown host
+
     try:
         return urllib.parse.urlsplit(str(url)).hostname if url is not None else None
     except Exception:  # noqa: BLE001 - a foreign URL class, or no URL
