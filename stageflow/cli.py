@@ -11,15 +11,13 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from stageflow.cli_options import LOOP, job_options, overrides, plan_of
+from stageflow.cli_options import LOOP, job_options, plan_of
 from stageflow.errors import DefinitionError, RequestError, RunFailed, StageflowError, StorageError
-from stageflow.loader import load
 
 __all__ = ["cli", "invoke", "main"]
 
@@ -76,6 +74,8 @@ def invoke(arguments: Sequence[str] | None = None) -> int:
         _tell(str(error), error.hint or _what_next(error))
         return error.exit_code
     except RunFailed as failure:
+        import traceback
+
         traceback.print_exception(failure)
         _tell(failure.message, "the traceback above belongs into the report")
         return failure.exit_code
@@ -174,6 +174,14 @@ def cli() -> None:
     metavar="N",
     help="Records admitted and not yet written.  [default: what workers and channels hold]",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run the pipeline in N processes, which share the input and all limits.",
+)
 @click.option("--debug", is_flag=True, help="Warn of functions that change values they share with other stages; slow.")
 @click.option("--max-failure-rate", metavar="RATE", help="Stop when more of the last 100 records fail: 50% or 0.5.")
 @click.option("--allow-failures", metavar="N|P%", help="So many dead letters still end in exit code 0.")
@@ -246,10 +254,10 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
     The job file is imported, so its top level is run; no stage is. With INPUT the fields of its first records are
     checked against what the stages take.
     """
-    loaded = load(job)
-    plan = plan_of(loaded, given)
+    from stageflow.loader import load
     from stageflow.report.listing import describe_plan
 
+    plan = plan_of(load(job), given)
     _print(describe_plan(plan))
     if input_ is not None:
         from stageflow.ends import look_ahead, source_of
@@ -275,6 +283,7 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
 @job_options
 def graph_command(job: str, format_: str, **given: Any) -> int:
     """Draw the graph of JOB on standard output."""
+    from stageflow.loader import load
     from stageflow.report.picture import Picture, PictureNode, render
 
     plan = plan_of(load(job), given)
@@ -300,16 +309,22 @@ def graph_command(job: str, format_: str, **given: Any) -> int:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N records.")
 @click.option("--yes", is_flag=True, help="Make the calls without --limit.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON on standard output instead of the table.")
+@click.option("--plot", metavar="FILE.svg", help="Draw the curve of a sweep into this file.")
 @job_options
 @LOOP
 def bench_command(job: str, input_: str, **given: Any) -> int:
     """Run JOB over INPUT once per setting and repeat, throw the results away, and print records per second.
 
+    The settings take turns. With --sweep a bar shows each of them, and one sentence says where more in flight stops
+    paying.
+
     The calls are real: it says first how many it will make, and wants --limit or --yes.
     """
+    from stageflow.loader import load
     from stageflow.sweep import sweep
 
-    return sweep(load(job), input_, given, overrides)
+    sweep(load(job), input_, given, tell=lambda text: click.echo(text, err=True), show=_print)
+    return 0
 
 
 # Chaos
@@ -344,8 +359,38 @@ def chaos_command(job: str, input_: str, **given: Any) -> int:
     equal, and with 3 where they differ or a start after a kill fails; the first records that differ are named.
     """
     from stageflow.chaos import chaos
+    from stageflow.loader import load
 
     chaos(load(job), job, input_, given, tell=lambda text: click.echo(text, err=True), show=_print)
+    return 0
+
+
+# Test server
+
+
+@cli.command(name="testserver", short_help="Answer as an LLM service would that fails by script.")
+@click.option("--script", metavar="FILE", help="What goes wrong in which calls, as TOML or .jsonl.  [default: nothing]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; it asks for no key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port to listen on.  [default: a free one]")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="For all that is drawn.  [default: FILE's, or 0]")
+@LOOP
+def testserver_command(script: str | None, host: str, port: int, seed: int | None, loop: str) -> int:
+    """Rehearse: answer as an OpenAI-compatible service that is slow, full or broken as FILE says.
+
+    Prints the base URL on standard output as soon as it answers. Ctrl-C ends it, prints what it counted as JSON (GET
+    /stats says the same at any time), and exits with 0. Answers and faults are functions of the calls and the seed.
+    """
+    from stageflow.testing.serving import serve
+
+    serve(
+        script,
+        host=host,
+        port=port,
+        seed=seed,
+        loop=loop,
+        tell=lambda text: click.echo(text, err=True),
+        show=_print,
+    )
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from stageflow.cli_options import plan_of
+from stageflow.cli_options import overrides, plan_of
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
 from stageflow.errors import InputDamaged, OutputLocked, RequestError, RunStopped, StateMismatch, StorageError
@@ -30,6 +31,7 @@ from stageflow.report.stats import RunReport
 from stageflow.report.summary import summary_json, summary_text
 from stageflow.report.text import counted, printable
 from stageflow.runner import Run
+from stageflow.settings import parse_params
 
 __all__ = ["run_job"]
 
@@ -50,6 +52,7 @@ _AS_GIVEN = (
     "debug",
     "allow_failures",
     "max_retry_after",
+    "processes",
 )
 """Options that are the same on the command line and from Python."""
 
@@ -88,7 +91,9 @@ def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], 
     )
     plan = plan_of(job, given)
     sink = _stdout_sink(data) if data is not None else output
-    run = Run(plan, input_, sink, options, job.pipeline._prepare)
+    settings = overrides(job, given), parse_params(given["params"], job.pipeline.parameters)
+    elsewhere = functools.partial(job.pipeline._elsewhere, *settings)
+    run = Run(plan, input_, sink, options, job.pipeline._prepare, elsewhere)
     try:
         report = run_on_loop(lambda: guarded(_with_screen(run, progress)), given["loop"])
     except SystemExit as error:

@@ -131,6 +131,7 @@ class Ends:
         notes: What the user should know of it.
         paths: The files, by what they are for.
         retrying: Records of earlier dead letters may come in, whatever ``output`` says of them.
+        as_lines, letters_as_lines: What is taken is bytes: lines of JSON.
     """
 
     output: RunOutput
@@ -141,6 +142,8 @@ class Ends:
     notes: tuple[str, ...]
     paths: Mapping[str, str]
     retrying: bool = False
+    as_lines: bool = True
+    letters_as_lines: bool = True
 
     def refuse_same_files(self, source: Source) -> None:
         """Refuse a run that would write over its own input, or two outputs into one.
@@ -250,12 +253,14 @@ def _refuse_running(path: str) -> None:
 def ends_of(
     sink: Any, options: Options, *, tell: Callable[[str], None], failed: Callable[[StorageError], None]
 ) -> Ends:
-    """Where a run ends, from what a caller gave: a path, a list, a function, or a sink; and ``dead=`` likewise.
+    """Where a run ends, from what a caller gave: a path, a list, a function, a sink, or ends; and ``dead=`` likewise.
 
     Args:
         tell: Called with what the user should know at once.
         failed: Called where the disk fails while nothing is being written: the run must end.
     """
+    if isinstance(sink, Ends):
+        return sink
     path = _path_of(sink)
     dead_path = _path_of(options.dead)
     if options.dead is None and path is not None and path != "-":
@@ -276,6 +281,8 @@ def ends_of(
         durable=False,
         notes=notes,
         paths=found,
+        as_lines=_takes_lines(direct.encode),
+        letters_as_lines=_takes_lines(dead.encode),
     )
 
 
@@ -312,7 +319,12 @@ def _durable(
         durable=True,
         notes=(),
         paths={**paths, "the unfinished output": f"{real}.partial", "the ledger": f"{real}.ledger"},
+        letters_as_lines=dead is None or _takes_lines(dead.encode),
     )
+
+
+def _takes_lines(encode: Callable[[Any], Any]) -> bool:
+    return isinstance(encode({}), bytes)
 
 
 def _path_of(given: Any) -> str | None:

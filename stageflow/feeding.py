@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from itertools import islice
 from typing import Any
 
-from stageflow.commit import BLANK, LetterPlace, Resumption
+from stageflow.commit import BLANK, DEAD_IN_PART, LetterPlace, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import RunOutput
 from stageflow.engine.attempt import describe
@@ -55,7 +55,8 @@ def retries_of(
         staying += 1
 
     letters = ((place, output.read_letter(place)) for place in resumption.letters)
-    yield from reentries(letters, plan, upstream, passed_over=stays)
+    done = resumption.done
+    yield from reentries(letters, plan, upstream, passed_over=stays, written=lambda index: done[index] == DEAD_IN_PART)
     if staying:
         warn(f"dead letters without a record that could be tried again stay as they are: {staying:,}")
 

@@ -206,11 +206,13 @@ class Reentry:
         record: The input record.
         numbers: The numbers of all dead letters that are settled when it is.
         parts: What of it is done again. None: all of it, from its first stages.
+        written: Something of it was written before: results of children whose siblings failed.
     """
 
     record: Any
     numbers: tuple[int, ...]
     parts: tuple[Part, ...] = ()
+    written: bool = False
 
 
 class ReadOnlyDict(dict[str, Any]):

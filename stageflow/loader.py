@@ -54,12 +54,14 @@ def load(reference: str) -> Job:
         importing = functools.partial(import_file, f"stageflow_job_{path.stem}", str(file))
         pipeline = _pick(_guarded(importing, shown, file.parent), name, shown)
         pipeline._prepare = importing
+        pipeline._reference = f"{file}:{name}" if name else str(file)
         pipeline._draft.file = str(file)  # wherever in the job's own modules it is made
         return Job(pipeline, file.parent)
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     module = _guarded(functools.partial(importlib.import_module, target), target, Path.cwd())
     pipeline = _pick(module, name, target)
+    pipeline._reference = reference
     if not module.__file__:
         return Job(pipeline, Path.cwd())
     pipeline._draft.file = str(Path(module.__file__).resolve())

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from stageflow.commit import DEAD_IN_PART, Resumption
+from stageflow.commit import Resumption
+from stageflow.engine.gate import Limiter
 from stageflow.engine.processes import child_setups
 from stageflow.engine.resources import opened
 from stageflow.engine.run import Engine
@@ -34,7 +35,8 @@ class LocalWork:
     def __init__(self, request: WorkRequest, prepare: Callable[[], object] | None) -> None:
         self._request = request
         self._children = child_setups(request.plan, prepare)
-        self._resources: Mapping[str, Any] = {}
+        self._found = Resumption(run="")
+        self._upstream: Mapping[str, str] | None = None
         self._opened = AsyncExitStack()
         self._stopped = False
         self._engine: Engine
@@ -43,16 +45,21 @@ class LocalWork:
         self.begun = False
         self.max_open = 0
 
+    def take_up(self, found: Resumption, upstream: Mapping[str, str] | None) -> None:
+        """Say from where to go on."""
+        self._found, self._upstream = found, upstream
+
     async def __aenter__(self) -> Self:
-        self._resources = await self._opened.enter_async_context(opened(self._request.plan, self._request.warn))
+        resources = await self._opened.enter_async_context(opened(self._request.plan, self._request.warn))
+        self._build(resources)
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
         await self._opened.__aexit__(*failure)
 
-    def begin(self, found: Resumption, upstream: Mapping[str, str] | None) -> None:
-        """Build what a run is made of."""
+    def _build(self, resources: Mapping[str, Any]) -> None:
         request, source, ends, options = self._request, self._request.source, self._request.ends, self._request.options
+        found, upstream = self._found, self._upstream
         recorder = self._recorder = Recorder(
             request.plan,
             ends.output,
@@ -66,12 +73,11 @@ class LocalWork:
             numbered=source.numbered,
             in_order=options.order == "input" and not ends.durable,
             retrying=bool(found.letters) or ends.retrying,
-            in_part=lambda index: found.done[index] == DEAD_IN_PART,
             upstream=upstream,
         )
         engine = self._engine = Engine(
             request.plan,
-            resources=self._resources,
+            resources=resources,
             settled=recorder.settled,
             settled_many=recorder.settled_many,
             stopped=request.stop,
@@ -145,6 +151,10 @@ class LocalWork:
         return self._request.source.blank
 
     @property
+    def bad(self) -> int:
+        return self._request.counters.bad
+
+    @property
     def retried(self) -> int:
         return self._recorder.retried if self.begun else 0
 
@@ -159,6 +169,14 @@ class LocalWork:
     def snapshot(self) -> tuple[StageSnapshot, ...]:
         """Each stage at this moment."""
         return self._engine.snapshot() if self.begun else ()
+
+    def limiters(self) -> dict[str, Limiter]:
+        """The rate limits, each by the first stage under it."""
+        named: dict[Limiter, str] = {}
+        for name, pool in self._engine.pools.items() if self.begun else ():
+            if pool.gate.limiter is not None:
+                named.setdefault(pool.gate.limiter, name)
+        return {name: limiter for limiter, name in named.items()}
 
     def accounts(self) -> dict[str, StageAccount]:
         """Each stage's account."""

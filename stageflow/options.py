@@ -64,6 +64,7 @@ class Options:
         allow_failures: ``"5"`` or ``"2.5%"``: so many dead letters still end in exit code 0.
         max_retry_after: Seconds; a service that asks to be left alone for longer stops the run.
         grace: Seconds in which a stopped run may finish what it has accepted.
+        processes: Run the whole pipeline in so many processes, >= 1, which share the input and all limits.
         debug: Warn of handlers that change values they share with other stages; slow.
         listeners: Hear of every event.
     """
@@ -89,6 +90,7 @@ class Options:
     allow_failures: str | None = None
     max_retry_after: float = 600.0
     grace: float = 20.0
+    processes: int = 1
     debug: bool = False
     listeners: Sequence[Listener] = ()
 
@@ -108,7 +110,7 @@ class Options:
                     hint=f'did you mean "{near}"?' if near else "see stageflow.options.Options",
                 )
         options = cls(**given)
-        for name in ("limit", "max_open_records", "max_input_bytes"):
+        for name in ("limit", "max_open_records", "max_input_bytes", "processes"):
             value = getattr(options, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be a positive integer, not {value!r}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from stageflow.errors import DefinitionError, SettingError
@@ -16,6 +17,7 @@ from stageflow.stage import check_setting
 if TYPE_CHECKING:
     from stageflow.report.stats import RunReport
     from stageflow.runner import Run
+    from stageflow.work import JobOrigin
 
 __all__ = ["Pipeline"]
 
@@ -67,6 +69,7 @@ class Pipeline:
         self._draft = Draft(name, where, key, dict(params or {}), context, on_partial)
         self._draft.file, self._draft.files = _caller_file(), tuple(os.fspath(path) for path in paths)
         self._prepare: Callable[[], object] | None = None
+        self._reference: str | None = None  # under which it was loaded
 
     @property
     def name(self) -> str:
@@ -252,13 +255,43 @@ class Pipeline:
 
         options = Options.of(given)
         plan = self.plan(options.all_overrides(), options.params)
-        return Run(plan, source, sink, options, self._prepare)
+        elsewhere = functools.partial(self._elsewhere, options.all_overrides(), options.params)
+        return Run(plan, source, sink, options, self._prepare, elsewhere)
+
+    def _elsewhere(
+        self, overrides: Iterable[Override], params: Mapping[str, Any] | None, more: Iterable[Override]
+    ) -> JobOrigin:
+        """Where another process finds this job with further settings, which are refused here if they don't suit it."""
+        from stageflow.work import JobOrigin  # see execute
+
+        reference = self._reference or _place_of(self)
+        if reference is None:
+            raise DefinitionError(
+                f'pipeline "{self.name}" can\'t be found by another process',
+                hint="give it a name at the top level of a file, and run it from there",
+                where=self._draft.where,
+            )
+        self.plan(whole := (*overrides, *more), params)
+        return JobOrigin(reference, whole, params)
 
     def pipe(self, **options: Any) -> Any:
         """The job as an aiostream operator: ``stream.iterate(records) | pipeline.pipe() | pipe.take(5)``."""
         from stageflow.adapters.streams import pipe_operator
 
         return pipe_operator(lambda source: self.stream(source, **options))
+
+
+def _place_of(pipeline: Pipeline) -> str | None:
+    """A reference by which a pipeline can be loaded, where it is a variable of a module."""
+    for name, module in tuple(sys.modules.items()):
+        for variable, value in tuple(vars(module).items()) if isinstance(module, ModuleType) else ():
+            if value is not pipeline:
+                continue
+            if name != "__main__":
+                return f"{name}:{variable}"
+            if file := getattr(module, "__file__", None):
+                return f"{os.path.abspath(file)}:{variable}"
+    return None
 
 
 def _caller() -> str:

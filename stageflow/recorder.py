@@ -45,7 +45,6 @@ class Recorder:
         path, numbered: The source's, for dead letters.
         in_order: Write in the order in which records were let in.
         retrying: Records of earlier dead letters come in, too.
-        in_part: Whether earlier runs wrote something of a dead record, by its index.
         upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
             where none of them will be tried again.
     """
@@ -65,7 +64,6 @@ class Recorder:
         numbered: bool,
         in_order: bool = False,
         retrying: bool = False,
-        in_part: Callable[[int], bool] = lambda index: False,
         upstream: Mapping[str, str] | None = None,
     ) -> None:
         self._plan = plan
@@ -79,7 +77,6 @@ class Recorder:
         self._path = path
         self._numbered = numbered
         self._upstream = upstream
-        self._in_part = in_part
         self._settled: deque[Item] = deque()
         self._expected: deque[int] | None = deque() if in_order else None
         self._early: dict[int, Item] = {}
@@ -219,9 +216,10 @@ class Recorder:
                 self._refuse(item, error, batch)
             else:
                 places.append(item.path)
-        whole = record.reentry is not None and not record.reentry.parts
+        reentry = record.reentry
+        whole = reentry is not None and not reentry.parts
         # What earlier runs wrote of it stays where nothing takes its place; gone on with, it would be written again.
-        placed = not (whole and len(commit.lines) == lines and self._in_part(record.index))
+        placed = not (whole and len(commit.lines) == lines and reentry is not None and reentry.written)
         for item in failed:
             if item.failure is not None:
                 self._letter(item, item.failure, batch, placed=placed)

@@ -26,6 +26,7 @@ def reentries(
     upstream: Mapping[str, str],
     *,
     passed_over: Callable[[LetterPlace], object] = lambda place: None,
+    written: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[Entry]:
     """Make an entry of each record that dead letters were written of. Lazy: one record's letters are held at a time.
 
@@ -34,6 +35,7 @@ def reentries(
         upstream: By stage a digest of all that decides the results of the stages before it, as of now.
         passed_over: Told of each letter that stays as it is, since there is no record in it that could be run: its
             input line was unreadable, or the letter itself is.
+        written: Whether earlier runs wrote something of a record, by its index.
     """
     for index, group in groupby(letters, key=lambda letter: letter[0].ordinal):
         places, found = [], []
@@ -43,7 +45,10 @@ def reentries(
         known = [letter for letter in found if letter is not None]
         if known:
             parts = [_part_of(letter, plan, upstream) for letter in found]
-            yield index, Reentry(known[0]["record"], tuple(place.number for place in places), _agreeing(parts))
+            yield (
+                index,
+                Reentry(known[0]["record"], tuple(place.number for place in places), _agreeing(parts), written(index)),
+            )
         else:
             for place in places:
                 passed_over(place)

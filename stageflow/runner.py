@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stageflow.commit import InputIdentity, OpenRequest, Resumption
@@ -23,10 +23,10 @@ from stageflow.feeding import EarlierRuns
 from stageflow.fingerprint import changes, job_identity, upstream_digests
 from stageflow.local import LocalWork
 from stageflow.options import Options
-from stageflow.plan import Plan
+from stageflow.plan import Override, Plan
 from stageflow.policies.tolerance import Tolerance
 from stageflow.report.stats import RunReport, StageReport
-from stageflow.work import StageAccount, Work, WorkRequest
+from stageflow.work import JobOrigin, StageAccount, Work, WorkRequest
 
 __all__ = ["Run"]
 
@@ -39,16 +39,24 @@ class Run:
     Args:
         source, sink: As for :meth:`stageflow.Pipeline.run`.
         prepare: Makes the job's module importable in a worker process; ``None`` where it is anyway.
+        elsewhere: Where another process finds the job, with further settings.
 
     Raises:
         RequestError: The source or the sink is nothing that can be read or written.
     """
 
     def __init__(
-        self, plan: Plan, source: Any, sink: Any, options: Options, prepare: Callable[[], object] | None = None
+        self,
+        plan: Plan,
+        source: Any,
+        sink: Any,
+        options: Options,
+        prepare: Callable[[], object] | None = None,
+        elsewhere: Callable[[Sequence[Override]], JobOrigin] | None = None,
     ) -> None:
         self.plan = plan
         self._prepare = prepare
+        self._elsewhere = elsewhere
         self._options = options
         self._source = source_of(spooled(source, sink, options), options)
         self._ends = ends_of(sink, options, tell=self.warn, failed=self.stop)
@@ -86,8 +94,9 @@ class Run:
             upstream = self._open()
             if self._resumption.complete:
                 return self._report()
+            work.take_up(self._resumption, upstream)
             async with work:
-                await self._do(work, upstream)
+                await self._do(work)
                 complete = self._stopped is None
                 assert self._not_done() == 0 or not complete, f"{self._not_done()} records were lost"
                 # Before the resources are closed: whatever the job's code does then, the output is whole.
@@ -119,7 +128,12 @@ class Run:
             warn=self.warn,
             stop=self.stop,
         )
-        return LocalWork(request, self._prepare)
+        if self._options.processes == 1:
+            return LocalWork(request, self._prepare)
+        assert self._elsewhere is not None, "a job that nobody knows the place of"
+        from stageflow.replicas.fleet import Fleet  # not for the many runs that are of one process
+
+        return Fleet(request, self._elsewhere)
 
     def _open(self) -> Mapping[str, str] | None:
         """Open the outputs, and take over what earlier runs did.
@@ -186,8 +200,7 @@ class Run:
             if self._ends.dead is not None and self._dead_opened:
                 await self._ends.dead.close(complete=complete)
 
-    async def _do(self, work: Work, upstream: Mapping[str, str] | None) -> None:
-        work.begin(self._resumption, upstream)
+    async def _do(self, work: Work) -> None:
         self._began = self._clock()
         self._emit(RunStarted(self.plan.name, self.snapshot))
         if self._stopped is not None:
@@ -218,6 +231,11 @@ class Run:
             self._task.cancel()
 
     # What others see
+
+    @property
+    def work(self) -> Work | None:
+        """What does the records."""
+        return self._work
 
     def snapshot(self) -> Snapshot:
         """The run at this moment."""

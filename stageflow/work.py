@@ -4,18 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from stageflow.commit import Resumption
 from stageflow.counters import RunCounters, StageCounters
 from stageflow.ends import Ends
+from stageflow.engine.gate import Limiter
 from stageflow.errors import InputDamaged, StageflowError
 from stageflow.events import Event, StageSnapshot
 from stageflow.options import Options
-from stageflow.plan import Plan
+from stageflow.plan import Override, Plan
 from stageflow.protocols import Source
 
-__all__ = ["StageAccount", "Work", "WorkRequest"]
+__all__ = ["JobOrigin", "StageAccount", "Work", "WorkRequest"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOrigin:
+    """By which another process finds the same job.
+
+    Args:
+        reference: As for ``stageflow run``.
+        overrides: The settings from outside, weakest first.
+        params: The values of the job's parameters that were given.
+    """
+
+    reference: str
+    overrides: tuple[Override, ...]
+    params: Mapping[str, Any] | None
 
 
 @dataclass(slots=True)
@@ -58,6 +74,7 @@ class Work(Protocol):
         at_end: The end of the input was reached.
         damaged: Why the input ended before it should.
         blank: Blank lines met in the input.
+        bad: Lines of it that were unreadable.
         retried: Records of earlier dead letters that were done again.
         open: Records that are admitted and not settled. ``peak_open``: the most there were; ``max_open``: the bound.
     """
@@ -72,6 +89,8 @@ class Work(Protocol):
     @property
     def blank(self) -> int: ...
     @property
+    def bad(self) -> int: ...
+    @property
     def retried(self) -> int: ...
     @property
     def open(self) -> int: ...
@@ -81,8 +100,8 @@ class Work(Protocol):
     async def __aenter__(self) -> Self: ...
     async def __aexit__(self, *failure: object) -> None: ...
 
-    def begin(self, found: Resumption, upstream: Mapping[str, str] | None) -> None:
-        """Make ready to go on from there.
+    def take_up(self, found: Resumption, upstream: Mapping[str, str] | None) -> None:
+        """Say from where to go on; before entering.
 
         Args:
             upstream: By stage a digest of what its results depend on, where a later run can go on with this one.
@@ -107,6 +126,10 @@ class Work(Protocol):
 
     def snapshot(self) -> tuple[StageSnapshot, ...]:
         """Each stage at this moment, in execution order."""
+        ...
+
+    def limiters(self) -> Mapping[str, Limiter]:
+        """The rate limits that are kept here, each by the first stage under it."""
         ...
 
     def accounts(self) -> Mapping[str, StageAccount]:

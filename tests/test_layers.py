@@ -71,11 +71,11 @@ WORDS_ONLY = {5}
 """Layers that see the words and nothing else."""
 
 DOORS = {
-    "click": {"cli", "cli_options", "command", "sweep"},
+    "click": {"cli", "cli_options", "command"},
     "tqdm": {"report.progress"},
     "uvloop": {"entry"},
     "aiostream": {"adapters.streams"},
-    "orjson": {"adapters.jsonl", "ledger", "retries"},
+    "orjson": {"adapters.jsonl", "ledger", "retries", "testing"},
 }
 
 

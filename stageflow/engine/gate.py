@@ -7,8 +7,8 @@ time, and is counted by itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final
 
 from stageflow.policies.rate import RateLimit, TokenBucket, TokenEstimate
@@ -25,6 +25,9 @@ _STILL: Final = 1.0
 class Limiter:
     """The permits of one :class:`RateLimit`, shared by all stages that name the same object.
 
+    All of the limit, or a share of it that may change at any time: where several processes work under one limit, the
+    shares of all of them are the whole.
+
     Attributes:
         turn: Held by the one call that waits for its permit; the others wait for their turn. If each slept until its
             own permit, all would start at once after a moment in which the process stood still.
@@ -35,6 +38,7 @@ class Limiter:
         now = clock()
         self.clock = clock
         rate = limit.rate_per_second
+        self._limit = limit
         self._calls = TokenBucket(rate, limit.burst_calls, now) if rate is not None else None
         tokens = limit.tokens_per_minute
         self._tokens_per_second = limit.tokens_per_second or 0.0
@@ -42,7 +46,13 @@ class Limiter:
         self._tokens = TokenBucket(tokens / 60, self._tokens_size, now) if tokens is not None else None
         self._spilt = 0.0
         self._estimate = TokenEstimate(first=self._tokens_per_second)
-        self._returned = asyncio.Event()
+        self._at_once = self._calls if self._tokens is None else None
+        self._share = 1.0
+        self._resting: asyncio.Future[bool] | None = None
+        self._calls_used = 0.0
+        self._tokens_used = 0.0
+        self._asked = now
+        self._waited = False
         self.turn = asyncio.Lock()
         self.waiting = 0
 
@@ -55,19 +65,50 @@ class Limiter:
             The tokens reserved. A cancelled wait holds nothing.
         """
         tokens = await self._take_tokens()
-        while self._calls is not None and (seconds := self._calls.reserve(self.clock())) > 0:
-            due = self.clock() + seconds
-            try:
-                await asyncio.sleep(seconds)
-            except asyncio.CancelledError:
-                self._calls.give_back()
-                self._return_tokens(tokens)
-                raise
-            if self.clock() - due < _STILL:
-                break
-            # The process stood still. The bucket has filled meanwhile, so that this call has to be one of its burst.
-            self._calls.give_back()
+        calls = self._calls
+        reserved = False
+        try:
+            while calls is not None:
+                seconds = calls.reserve(self.clock()) if self._share else inf
+                if seconds <= 0:
+                    break
+                due, share = self.clock() + seconds, self._share
+                reserved = seconds < inf
+                if await self._rest(seconds) and self.clock() - due < _STILL and share == self._share:
+                    break
+                # The share has changed, or the process stood still. The bucket has filled meanwhile, so that this call
+                # has to be one of its burst.
+                if reserved:
+                    calls.give_back()
+                    reserved = False
+        except asyncio.CancelledError:
+            if reserved and calls is not None:
+                calls.give_back()
+            self._return_tokens(tokens)
+            raise
+        self._calls_used += 1.0
         return tokens
+
+    async def _rest(self, seconds: float) -> bool:
+        """Sleep, unless :meth:`_wake` ends it.
+
+        Returns:
+            It was slept out.
+        """
+        loop = asyncio.get_running_loop()
+        rest: asyncio.Future[bool] = loop.create_future()
+        self._resting, self._waited = rest, True
+        timer = loop.call_later(seconds, _end, rest, True) if seconds < inf else None
+        try:
+            return await rest
+        finally:
+            self._resting = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._resting is not None:
+            _end(self._resting, False)
 
     async def _take_tokens(self) -> float:
         """Take as many as the next call will probably use, as soon as they, or a full bucket, are there.
@@ -82,30 +123,72 @@ class Limiter:
             now, tokens = self.clock(), self._estimate.value
             there = bucket.available(now)
             lacking = min(tokens, self._tokens_size) - there - self._spilt
-            if lacking <= _ROUNDING:
+            if lacking <= _ROUNDING and self._share:
                 break
-            self._returned.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(lacking / self._tokens_per_second):
-                    await self._returned.wait()
+            per_second = self._tokens_per_second * self._share
+            await self._rest(lacking / per_second if per_second else inf)
         charged = tokens - min(tokens, self._spilt)
         self._spilt = 0.0
         taken = max(0.0, min(charged, there))
         bucket.reserve(now, taken)
         bucket.settle(charged - taken)
+        self._tokens_used += tokens
         return tokens
+
+    def set_share(self, share: float) -> None:
+        """Let this be so much of the limit from now on; whoever waits reckons anew, in the order of coming.
+
+        Rates and bursts are that part of the whole ones, but a burst is at least one call. A bucket that is not used
+        yet is full at its new size; later a share that grows does not fill it. With no share no call starts, nothing
+        flows in, and what is there is given up; but for the beginnings of one call, if one waits: where processes take
+        turns, and a turn is shorter than the time between two calls, none would ever start.
+
+        Args:
+            share: 0 to 1.
+        """
+        assert 0 <= share <= 1, "not a share"
+        if share == self._share:
+            return
+        now, limit = self.clock(), self._limit
+        self._share = share
+        least = 1.0 if share or self.waiting else 0.0
+        if self._calls is not None:
+            self._calls.set_rate(now, (limit.rate_per_second or 0.0) * share, max(least, limit.burst_calls * share))
+        if self._tokens is not None:
+            self._tokens_size = max(least, self._tokens_per_second * share)
+            self._tokens.set_rate(now, self._tokens_per_second * share, self._tokens_size)
+        self._at_once = self._calls if share and self._tokens is None else None
+        self._wake()
+
+    def take_use(self) -> tuple[float, bool]:
+        """What there was to do since this was last asked.
+
+        Returns:
+            The part of the whole limit that was used, of calls or of tokens, whichever is more; >= 0, and above 1 where
+            a burst was. And whether calls waited.
+        """
+        now, waited = self.clock(), self._waited or self.waiting > 0
+        seconds = now - self._asked
+        if seconds <= 0:
+            return 0.0, waited
+        rates = (self._limit.rate_per_second, self._calls_used), (self._limit.tokens_per_second, self._tokens_used)
+        used = max(amount / (rate * seconds) for rate, amount in rates if rate)
+        self._calls_used = self._tokens_used = 0.0
+        self._asked, self._waited = now, False
+        return max(0.0, used), waited
 
     @property
     def there(self) -> int:
         """How many calls may start at once; none where somebody waits, or where tokens are to be reserved for each."""
-        if self.waiting or self._calls is None or self._tokens is not None:
+        if self.waiting or self._at_once is None:
             return 0
-        return max(0, int(self._calls.available(self.clock()) + _ROUNDING))
+        return max(0, int(self._at_once.available(self.clock()) + _ROUNDING))
 
     def take_at_once(self, count: int) -> None:
         """Take permits for so many calls, which are there."""
         assert self._calls is not None, "permits without a limit"
         self._calls.reserve(self.clock(), float(count))
+        self._calls_used += count
 
     def give_back(self, tokens: float) -> None:
         """Return a permit whose time has come: the call is not made.
@@ -113,12 +196,14 @@ class Limiter:
         While another call waits for its permit it is lost: that one keeps its time, and two would start at once.
         """
         self._return_tokens(tokens)
+        self._calls_used -= 1.0
         if self._calls is not None and self._calls.available(self.clock()) >= 0:
             self._calls.give_back(1.0)
 
     def _return_tokens(self, tokens: float) -> None:
         if self._tokens is not None:
             self._tokens.settle(-tokens)
+            self._tokens_used -= tokens
 
     def settle(self, reserved: float, used: int) -> None:
         """The call used ``used`` tokens where ``reserved`` were taken."""
@@ -126,10 +211,16 @@ class Limiter:
             room = self._tokens_size - self._tokens.available(self.clock())
             self._tokens.settle(used - reserved)
             self._estimate.add(used)
+            self._tokens_used += used - reserved
             if self.turn.locked():
                 # Somebody waits: what the bucket is too small for is theirs, but no more than one call's worth.
                 self._spilt = min(self._spilt + max(0.0, reserved - used - room), self._estimate.value)
-                self._returned.set()
+                self._wake()
+
+
+def _end(rest: asyncio.Future[bool], slept_out: bool) -> None:
+    if not rest.done():
+        rest.set_result(slept_out)
 
 
 def limiters_of(limits: Mapping[str, RateLimit | None], clock: Callable[[], float]) -> dict[str, Limiter]:
@@ -149,13 +240,14 @@ class Gate:
         shut: A call has to wait here, or at least to ask.
         paused_until: By the stage's clock; a service said it should be left alone until then.
         barred: No call may start any more; whoever comes is not held up, but told so by this.
+        limiter: The permits of the stage's limit, or ``None``.
     """
 
     def __init__(self, limiter: Limiter | None, clock: Callable[[], float]) -> None:
         self.shut = limiter is not None
         self.paused_until = 0.0
         self.barred = False
-        self._limiter = limiter
+        self.limiter = limiter
         self._clock = clock
 
     def pause(self, seconds: float) -> None:
@@ -173,7 +265,7 @@ class Gate:
         Returns:
             The tokens reserved for it. A cancelled wait holds no permit.
         """
-        limiter = self._limiter
+        limiter = self.limiter
         while not self.barred:
             await self._pause()
             if limiter is None:
@@ -194,12 +286,12 @@ class Gate:
     @property
     def open_for(self) -> int:
         """How many calls may start at once, of a gate that is shut: permits for them are there, and nobody waits."""
-        return 0 if self._limiter is None or self._closed else self._limiter.there
+        return 0 if self.limiter is None or self._closed else self.limiter.there
 
     def passed(self, calls: int) -> None:
         """So many calls have started at once."""
-        if self._limiter is not None and calls:
-            self._limiter.take_at_once(calls)
+        if self.limiter is not None and calls:
+            self.limiter.take_at_once(calls)
 
     def pass_at_once(self) -> bool:
         """Take leave to start one call, if nobody has to wait for it; no tokens are reserved."""
@@ -215,14 +307,14 @@ class Gate:
     async def _pause(self) -> None:
         while (seconds := self.paused_until - self._clock()) > 0:  # noqa: ASYNC110 - it may grow while we wait
             await asyncio.sleep(seconds)
-        self.shut = self._limiter is not None or self.barred
+        self.shut = self.limiter is not None or self.barred
 
     def give_back(self, tokens: float) -> None:
         """The call that had leave to start is not made."""
-        if self._limiter is not None and not self.barred:
-            self._limiter.give_back(tokens)
+        if self.limiter is not None and not self.barred:
+            self.limiter.give_back(tokens)
 
     def settle(self, reserved: float, used: int) -> None:
         """A call has told what it used."""
-        if self._limiter is not None:
-            self._limiter.settle(reserved, used)
+        if self.limiter is not None:
+            self.limiter.settle(reserved, used)

@@ -111,13 +111,16 @@ class TokenBucket:
             amount: Finite and >= 0. More than the bucket holds is granted when that much has flowed in.
 
         Returns:
-            Seconds to wait before using them; 0 where they are there.
+            Seconds to wait before using them; 0 where they are there. Infinity where they are not and the rate is 0:
+            then nothing is reserved.
         """
         assert 0 <= amount < math.inf, "not an amount of permits"
         self._look(now)
         due = max(self._seen, self._granted)
         level = self._level_at(due)
         if level < amount:
+            if not self._per_second:
+                return math.inf
             due += (amount - level) / self._per_second
             level = amount
             self._waiting.append(due)
@@ -146,6 +149,29 @@ class TokenBucket:
         """
         assert math.isfinite(difference), "not an amount of permits"
         self._level = min(self._level - difference, self._burst)
+
+    def set_rate(self, now: float, per_second: float, burst: float) -> None:
+        """Change the rate and the size from now on.
+
+        What is there is kept, as far as the new size holds it; a bucket that grows is not filled by that. What is owed
+        stays owed. The times of those who wait were reckoned at the old rate: they have to give back what they
+        reserved, and to reserve anew.
+
+        Args:
+            per_second: Finite and >= 0. 0: nothing flows in.
+            burst: Finite and >= 1; where nothing flows in, 0 is allowed, too.
+
+        Raises:
+            SettingError: A number is outside its range.
+        """
+        if not _is_at_least(per_second, 0):
+            raise SettingError(f"per_second must be a number of at least 0, not {per_second!r}")
+        if not _is_at_least(burst, 1 if per_second else 0):
+            raise SettingError(f"burst must be a number of at least 1, not {burst!r}")
+        self._level = min(self.available(now), float(burst))
+        self._granted = self._seen
+        self._per_second, self._burst = per_second, burst
+        self._waiting.clear()
 
     def available(self, now: float) -> float:
         """How many permits are there at this time; what is owed to those who wait counts as less than none."""

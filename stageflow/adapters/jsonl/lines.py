@@ -190,6 +190,15 @@ class LineParser:
         if self._lone_array is not None:
             raise self._one_array()
 
+    def release(self) -> Iterator[Entry]:
+        """In place of :meth:`close`, where more of the input follows elsewhere: the line that was held is one of many.
+
+        That all of an input is one array is told by whoever looks at its beginning.
+        """
+        if self._lone_array is not None:
+            yield self._lone_array
+            self._lone_array = None
+
     def _begin(self) -> bytes:
         start, self._start = self._start or b"", None
         zeros = tuple(byte == 0 for byte in start[:4])

@@ -14,6 +14,7 @@ from typing import Final
 from stageflow.adapters.jsonl.inputs import InputText, holds_gzip
 from stageflow.adapters.jsonl.lines import LineParser, wrong_file
 from stageflow.adapters.jsonl.marks import BEGINNING, Block, first_difference, marked_blocks, plain_blocks
+from stageflow.adapters.jsonl.parts import Part, PartCutter
 from stageflow.adapters.jsonl.threads import BlockReader
 from stageflow.commit import InputIdentity, InputMark
 from stageflow.errors import InputDamaged, RequestError, RunStopped, StorageError
@@ -174,6 +175,29 @@ class JsonlSource:
         if (portion := parser.finish()) is not None:
             yield portion
         parser.close()
+
+    async def read_parts(self, start: InputMark | None = None) -> AsyncGenerator[list[Part | Entry], None]:
+        """As :meth:`read`, but as whole lines that somebody else decodes; a line too long for that is an entry.
+
+        Blank lines are for whoever decodes to find: no mark has any.
+
+        Raises:
+            RequestError, InputDamaged, RunStopped, StorageError: As :meth:`read`.
+        """
+        start = start or BEGINNING
+        self._marks, self._newest, self._marking, self._opened = [], None, True, None
+        cutter = PartCutter(self._path, start.lines, self._max_line_bytes)
+        reader = BlockReader(lambda: self._blocks(start))
+        try:
+            while (block := await self._receive(reader)) is not None:
+                parts = [*cutter.feed(block.data)]
+                self._keep(block.mark)
+                if parts:
+                    yield parts
+        finally:
+            reader.stop()
+        if parts := [*cutter.finish()]:
+            yield parts
 
     def take_marks(self) -> list[InputMark]:
         """The marks not taken yet; the last is at the end of the newest portion, whether or not that was iterated.
