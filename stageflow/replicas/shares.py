@@ -159,16 +159,13 @@ class Shares:
         return whole / places if self._has_turn(me, here, places, now) else 0.0
 
     def _has_turn(self, me: _Holder, others: list[_Holder], places: int, now: float) -> bool:
-        holding = [holder for holder in others if holder.out(now)]
         waiting = [holder for holder in others if holder.wants == inf and not holder.out(now)]
         if me.wants < inf and waiting:
             return False  # who needs nothing at the moment makes room at once, and queues again
-        if not me.out(now):
-            return bool(me.wants) and len(holding) + sum(holder.last < me.last for holder in waiting) < places
-        longer = sum(holder.since < me.since for holder in holding)
-        if longer <= len(holding) - places:
-            return False  # there are more than there is room for: those who had it longest go
-        return now - me.since < self._turn or longer >= len(waiting)
+        if me.out(now):
+            return now - me.since < self._turn
+        before = sum(holder.last < me.last for holder in waiting) + sum(holder.out(now) > 0 for holder in others)
+        return before < places and me.wants > 0
 
 
 def _fair(wants: Iterable[float], whole: float) -> float:

@@ -236,3 +236,110 @@ def test_a_broken_promise_of_the_caller_is_an_assertion(tokens):
         TokenEstimate().add(tokens)
     with pytest.raises(AssertionError):
         TokenBucket(1.0, 1, 0.0).reserve(0.0, tokens)
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst"), [(-1, 1), (math.inf, 1), (math.nan, 1), (1, 0.9), (1, 0), (0, -1), (1, math.inf)]
+)
+def test_a_bucket_is_not_set_to_what_is_out_of_range(rate, burst):
+    bucket = TokenBucket(1.0, 1, 0.0)
+    with pytest.raises(SettingError):
+        bucket.set_rate(0.0, rate, burst)
+
+
+def test_a_rate_that_changes_keeps_what_is_there_as_far_as_there_is_room():
+    bucket = TokenBucket(2.0, 10, now=0.0)
+    bucket.set_rate(0.0, 1.0, 6)
+    assert bucket.available(0.0) == 6
+    bucket.set_rate(0.0, 4.0, 100)
+    assert bucket.available(0.0) == 6, "a bucket that grows was filled"
+    assert bucket.available(2.0) == 14
+    bucket.set_rate(2.0, 1.0, 100)
+    assert bucket.available(3.0) == 15, "the new rate was reckoned from before"
+
+
+def test_what_is_owed_when_the_rate_changes_stays_owed():
+    bucket = TokenBucket(10.0, 10, now=0.0)
+    assert bucket.reserve(0.0, 40) == 3.0
+    bucket.set_rate(1.0, 5.0, 5)
+    assert bucket.available(1.0) == -20
+    assert bucket.reserve(1.0, 0) == 4.0
+    bucket.settle(5)
+    assert bucket.reserve(1.0, 0) == 5.0
+
+
+def test_at_a_rate_of_nothing_what_is_there_can_be_had_and_no_more_comes():
+    bucket = TokenBucket(1.0, 2, now=0.0)
+    bucket.set_rate(0.0, 0.0, 1)
+    assert [bucket.reserve(0.0), bucket.reserve(0.0), bucket.reserve(1e9)] == [0.0, math.inf, math.inf]
+    assert bucket.available(2e9) == 0, "what could not be had was reserved"
+    bucket.set_rate(2e9, 0.5, 1)
+    assert bucket.reserve(2e9) == 2.0
+    bucket.set_rate(2e9, 0.0, 0)
+    bucket.give_back(1.0)
+    assert bucket.available(2e9) == 0
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("set"), st.sampled_from([0.0, 0.1, 0.5, 1.0])),
+            st.tuples(st.just("wait"), st.floats(0, 20)),
+            st.tuples(st.just("ask"), st.integers(1, 5)),
+        ),
+        max_size=60,
+    ),
+    st.floats(0.1, 100),
+)
+def test_with_rates_that_change_no_more_start_than_flowed_in_and_one_burst(steps, rate):
+    """Whoever waits when the rate changes reserves anew."""
+    bucket = TokenBucket(rate, max(1.0, rate), 0.0)
+    now, share, flowed, waiting = 0.0, 1.0, 0.0, 0
+    starts = []  # how much had flowed in by then
+    due = math.inf  # of the one that has reserved
+
+    def start_until(end):
+        nonlocal waiting, due, now, flowed
+        while waiting:
+            if due == math.inf:
+                due = now + bucket.reserve(now)
+            if due > end:
+                break
+            flowed += (due - now) * rate * share
+            now, due, waiting = due, math.inf, waiting - 1
+            starts.append(flowed)
+        if end > now:
+            flowed += (end - now) * rate * share
+            now = end
+
+    for step, value in steps:
+        if step == "ask":
+            waiting += value
+            start_until(now)
+        elif step == "wait":
+            start_until(now + value)
+        else:
+            if due < math.inf:
+                bucket.give_back()
+                due = math.inf
+            share = value
+            bucket.set_rate(now, rate * share, max(1.0, rate * share))
+    for first in range(len(starts)):
+        for last in range(first, len(starts)):
+            assert last - first + 1 <= starts[last] - starts[first] + max(1.0, rate) + 1e-6 * max(1.0, starts[last])
+
+
+def test_a_bucket_that_shrinks_has_lost_what_it_has_no_room_for():
+    bucket = TokenBucket(1.0, 10, now=0.0)
+    bucket.set_rate(0.0, 1.0, 6)
+    bucket.settle(2)
+    assert bucket.available(0.0) == 4
+
+
+def test_all_that_waited_when_the_rate_changed_give_back_all_of_it():
+    bucket = TokenBucket(1.0, 1, now=0.0)
+    assert [bucket.reserve(0.0) for _ in range(3)] == [0, 1, 2]
+    bucket.set_rate(0.5, 0.1, 1)
+    for _ in range(2):
+        bucket.give_back()
+    assert bucket.available(0.5) == 0.5

@@ -26,15 +26,17 @@ class Replicas:
         had: Of each, the integral of what it held, in seconds of the whole limit.
     """
 
-    def __init__(self, demand: list[float], *, smallest: float = 0.0, turn: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, demand: list[float], *, smallest: float = 0.0, turn: float = 0.0, seed: int = 0, jitter: float = 0.0
+    ) -> None:
         self.shares = Shares(lifetime=LIFETIME, smallest=smallest, turn=turn)
         self.demand = demand
         self.held = [0.0] * len(demand)
         self.had = [0.0] * len(demand)
         self.now = 0.0
         self._last = [0.0] * len(demand)
-        chance = Random(seed)
-        self._next = [chance.uniform(0, ASKING) for _ in demand]
+        self._chance, self._jitter = Random(seed), jitter
+        self._next = [self._chance.uniform(0, ASKING) for _ in demand]
         self.lost: set[int] = set()
         for who in range(len(demand)):
             self.shares.join(str(who), 0.0)
@@ -59,7 +61,7 @@ class Replicas:
             self.had[who] += use
             used = min(self.held[who], self.demand[who])
             self.held[who] = self.shares.ask(str(who), self.now, used=used, waiting=self.demand[who] > self.held[who])
-            self._next[who] += ASKING
+            self._next[who] += ASKING * self._chance.uniform(1 - self._jitter, 1)
             assert self.shares.outstanding(self.now) <= 1 + NEARLY
             check()
         self.now = end
@@ -131,17 +133,17 @@ def test_the_share_of_a_lost_one_comes_back_when_it_has_expired(count: int, smal
     assert sum(held for who, held in enumerate(replicas.held) if who != lost) == pytest.approx(1.0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(count=st.integers(2, 6), smallest=st.floats(0.17, 1.0), turn=st.floats(0, 20), seed=st.integers(0, 99))
 def test_where_even_parts_are_too_small_each_has_its_turn(count: int, smallest: float, turn: float, seed: int) -> None:
-    replicas = Replicas([inf] * count, smallest=smallest, turn=turn, seed=seed)
+    replicas = Replicas([inf] * count, smallest=smallest, turn=turn, seed=seed, jitter=0.9)
 
     def check() -> None:
         assert all(not held or held >= smallest - NEARLY for held in replicas.held)
 
     round_trip = count * (max(turn, 10 * LIFETIME) + 2 * ASKING)
-    replicas.run(10 * round_trip, check)
-    assert sum(replicas.had) >= 0.95 * 10 * round_trip, "it lies idle between turns"
+    replicas.run(6 * round_trip, check)
+    assert sum(replicas.had) >= 0.95 * 6 * round_trip, "it lies idle between turns"
     assert min(replicas.had) >= 0.7 * max(replicas.had), replicas.had
     before = list(replicas.had)
     replicas.run(2 * round_trip, check)
