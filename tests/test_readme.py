@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_readme_names_every_setting_and_every_shipped_job() -> None:
         assert f"`jobs/{job.name}`" in README
 
 
-@pytest.mark.parametrize("command", ["run", "status", "check", "graph", "bench"])
+@pytest.mark.parametrize("command", ["run", "status", "check", "graph", "bench", "chaos", "testserver"])
 def test_every_option_has_a_help_text(command: str) -> None:
     for parameter in cli.commands[command].params:
         if parameter.param_type_name == "option":
@@ -67,3 +68,14 @@ def test_every_option_of_the_readme_exists(option: str) -> None:
 
 def test_help_runs() -> None:
     assert CliRunner().invoke(cli, ["--help"]).exit_code == 0
+
+
+def test_the_script_of_the_readme_is_one_and_every_fault_is_named() -> None:
+    from stageflow.testing.faults import KINDS
+    from stageflow.testing.script import script_of
+
+    assert len(script_of(tomllib.loads(block("script.toml"))).faults) == 4
+    table = README[README.index("| `do` |") :].splitlines()
+    for name, options in KINDS.items():
+        (row,) = [line for line in table if line.startswith("| ") and f"`{name}`" in line.split(" | ")[0]]
+        assert all(f"`{option}`" in row for option in options), name

@@ -1,43 +1,28 @@
-"""Helpers for tests of jobs, and of stageflow: a virtual clock, explored schedules, planned faults.
+"""An event loop whose time is a number, and a run on it in which nothing fails unseen.
 
-A test hands its coroutine to :func:`run_virtual`. The rules there:
-
-1. Time moves only when nothing is runnable, and then straight to the next timer. An hour of backoff takes no time,
-   and durations come out exact: ``assert loop.time() == 3.0``.
-2. If nothing is runnable and no timer is left, nothing can ever happen again: that is a :class:`Deadlock`, raised at
-   once with the line at which each task waits.
-3. Without a seed, callbacks run in asyncio's order. With one, each step runs one of the runnable callbacks, chosen at
-   random; the same seed chooses the same again. asyncio promises the order in which callbacks run, but not what will
-   be runnable when, so a program that is right only in one order is right by luck. Try a few hundred seeds.
-4. While a call in a thread or a process is out (``run_in_executor``, ``asyncio.to_thread``), the loop waits for it in
-   real time, and the clock stands. The order in which threads return is not the seed's to choose.
-5. Nothing fails unseen: tasks left behind, exceptions that nobody looked at and coroutines that nobody awaited fail the
-   run.
+The rules stand in :mod:`stageflow.testing`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import gc
-import inspect
 import random
 import sys
 import threading
-import types
 import warnings
 import weakref
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any, TypeVar, TypeVarTuple
 
-__all__ = ["CallCount", "Deadlock", "FaultPlan", "LeftBehind", "Livelock", "Unhandled", "VirtualLoop", "run_virtual"]
+from stageflow.testing.waits import describe_tasks, noting_left
+
+__all__ = ["Deadlock", "LeftBehind", "Livelock", "Unhandled", "VirtualLoop", "run_virtual"]
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -173,7 +158,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             return
         self.steps += 1
         if self.steps > self.max_steps:
-            raise Livelock(f"no end after {self.max_steps} steps, at {self._now} s\n{_describe_tasks(self)}")
+            raise Livelock(f"no end after {self.max_steps} steps, at {self._now} s\n{describe_tasks(self)}")
         handle._run()
         del handle  # else the traceback of an exception, which knows these frames, keeps the task that failed alive
 
@@ -188,7 +173,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._now = moment
         elif not (self._strangers() and self._wait_outside(_STRANGER_SECONDS)):
             hung = f"{self._hung} calls in threads did not return\n" if self._hung else ""
-            raise Deadlock(f"nothing can run any more, at {self._now} s\n{hung}{_describe_tasks(self)}")
+            raise Deadlock(f"nothing can run any more, at {self._now} s\n{hung}{describe_tasks(self)}")
 
     # Threads and processes
 
@@ -283,7 +268,7 @@ def run_virtual(
     try:
         with _lost_coroutines(unseen):
             try:
-                result = loop.run_until_complete(_noting_left(main, left))
+                result = loop.run_until_complete(noting_left(main, left))
             finally:
                 moment = f"at {loop.time()} virtual seconds, step {loop.steps}, seed={seed}"
                 _shut_down(loop)
@@ -300,13 +285,6 @@ def run_virtual(
         raise
     finally:
         loop.close()
-    return result
-
-
-async def _noting_left(main: Coroutine[Any, Any, T], left: list[str]) -> T:
-    # Looked up in the very step in which main ends: by the time the loop stops, other tasks have moved on.
-    result = await main
-    left.extend(_describe(task) for task in _by_name(asyncio.all_tasks() - {asyncio.current_task()}))
     return result
 
 
@@ -349,204 +327,3 @@ def _lost_coroutines(unseen: list[tuple[str, BaseException | None]]) -> Iterator
 
 def _unseen_lines(unseen: list[tuple[str, BaseException | None]]) -> list[str]:
     return [message if error is None else f"{message}: {error!r}" for message, error in unseen]
-
-
-# Where tasks wait
-
-
-def _by_name(tasks: Collection[Any]) -> list[asyncio.Task[Any]]:
-    return sorted(tasks, key=lambda task: (len(task.get_name()), task.get_name()))
-
-
-def _describe_tasks(loop: asyncio.AbstractEventLoop) -> str:
-    return "\n".join(_describe(task) for task in _by_name(asyncio.all_tasks(loop))) or "  there is no task"
-
-
-def _describe(task: asyncio.Task[Any]) -> str:
-    """The task's name, and each line from its coroutine down to the innermost await."""
-    places = []
-    awaited: Any = task.get_coro()
-    while (frame := _frame(awaited)) is not None:
-        name = getattr(awaited, "__qualname__", frame.f_code.co_qualname)
-        if frame.f_globals.get("__name__", "").startswith("asyncio."):
-            # Inside asyncio the first name says it: Queue.get, Event.wait. What it does within is its own matter.
-            places.append(name)
-            break
-        if frame.f_code is not _noting_left.__code__:
-            places.append(f"{frame.f_code.co_filename}:{frame.f_lineno} {name}")
-        awaited = _awaited_by(awaited)
-    return f"  {task.get_name()} waits at " + " > ".join(places or ["its start"])
-
-
-def _frame(awaited: Any) -> types.FrameType | None:
-    for attribute in ("cr_frame", "ag_frame", "gi_frame"):
-        frame = getattr(awaited, attribute, None)
-        if isinstance(frame, types.FrameType):
-            return frame
-    return None
-
-
-def _awaited_by(awaited: Any) -> Any:
-    for attribute in ("cr_await", "ag_await", "gi_yieldfrom"):
-        inner = getattr(awaited, attribute, None)
-        if inner is not None:
-            if type(inner).__name__.startswith("async_generator_"):
-                # ``async for`` waits on a helper object that does not tell its generator; the collector knows it.
-                return next((x for x in gc.get_referents(inner) if isinstance(x, types.AsyncGeneratorType)), None)
-            return inner
-    return None
-
-
-# Faults
-
-
-@dataclass(slots=True)
-class CallCount:
-    """The calls of one handler so far: how many began, are in progress, and were in progress at most."""
-
-    calls: int = 0
-    in_progress: int = 0
-    peak: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    seconds: tuple[float, float]
-    error: BaseException | Callable[[], BaseException] | None
-    hang: bool
-    calls: Collection[int] | None
-    share: float
-    where: Callable[..., bool] | None
-
-
-class FaultPlan:
-    """What shall go wrong in which handler, decided beforehand; and a count of what was called.
-
-    A fault strikes the calls that meet each of its conditions: ``calls``, their numbers within the stage, from 1;
-    ``where``, a predicate that gets what the handler gets; ``share``, a part of them (0 to 1) drawn by the seed. The
-    draw depends on the stage, on the ``repr`` of the arguments and on how often they came, and so not on the order of
-    calls: another schedule meets the same faults, and a retry may fare better. Without conditions, every call.
-
-    One call first takes its time, then hangs, then fails::
-
-        plan = FaultPlan(seed=1)
-        plan.takes("generate", (0.5, 2.0))
-        plan.fails("generate", ConnectionError, share=0.1)
-        plan.hangs("generate", where=lambda query: query == "q7")
-
-        pipeline = Pipeline("job")
-        pipeline.stage(max_in_flight=8, timeout=30, retry=3)(plan.wrap(generate))
-        ...
-        assert plan["generate"].peak == 8
-
-    Args:
-        seed: Draws the ``share`` and the durations.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._seed = seed
-        self._faults: defaultdict[str, list[_Fault]] = defaultdict(list)
-        self._counts: defaultdict[str, CallCount] = defaultdict(CallCount)
-        self._repeats: Counter[tuple[str, str]] = Counter()
-
-    def __getitem__(self, stage: str) -> CallCount:
-        return self._counts[stage]
-
-    def takes(
-        self,
-        stage: str,
-        seconds: float | tuple[float, float],
-        *,
-        calls: Collection[int] | None = None,
-        share: float = 1.0,
-        where: Callable[..., bool] | None = None,
-    ) -> None:
-        """Let calls of ``stage`` take this long before the handler is called; a pair is drawn from evenly."""
-        pair = seconds if isinstance(seconds, tuple) else (seconds, seconds)
-        self._faults[stage].append(_Fault(pair, None, False, calls, share, where))
-
-    def fails(
-        self,
-        stage: str,
-        error: BaseException | Callable[[], BaseException],
-        *,
-        calls: Collection[int] | None = None,
-        share: float = 1.0,
-        where: Callable[..., bool] | None = None,
-    ) -> None:
-        """Let calls of ``stage`` raise ``error``, or what it returns when called (so, a new one of a class)."""
-        self._faults[stage].append(_Fault((0.0, 0.0), error, False, calls, share, where))
-
-    def hangs(
-        self,
-        stage: str,
-        *,
-        calls: Collection[int] | None = None,
-        share: float = 1.0,
-        where: Callable[..., bool] | None = None,
-    ) -> None:
-        """Let calls of ``stage`` wait until they are cancelled."""
-        self._faults[stage].append(_Fault((0.0, 0.0), None, True, calls, share, where))
-
-    def wrap(self, func: Callable[..., Any], stage: str | None = None) -> Callable[..., Any]:
-        """The handler with its faults: its name and its parameters are those of ``func``.
-
-        Args:
-            func: A plain or async function, or an async generator function. A plain one becomes async.
-            stage: The name in the plan; ``None`` is the function's own.
-        """
-        name = stage or func.__name__
-        if inspect.isasyncgenfunction(func):
-
-            @functools.wraps(func)
-            async def generate(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-                async with self.call(name, *args, **kwargs), aclosing(func(*args, **kwargs)) as values:
-                    async for value in values:
-                        yield value
-
-            return generate
-
-        @functools.wraps(func)
-        async def handle(*args: Any, **kwargs: Any) -> Any:
-            async with self.call(name, *args, **kwargs):
-                result = func(*args, **kwargs)
-                return await result if inspect.isawaitable(result) else result
-
-        return handle
-
-    @asynccontextmanager
-    async def call(self, stage: str, *args: Any, **kwargs: Any) -> AsyncIterator[None]:
-        """Count one call of ``stage`` and let it meet its faults; the body is the call itself."""
-        count = self._counts[stage]
-        count.calls += 1
-        count.in_progress += 1
-        count.peak = max(count.peak, count.in_progress)
-        try:
-            # Decided before anything is waited for: the numbers are those of the order in which the calls began.
-            struck = list(self._struck(stage, count.calls, args, kwargs))
-            for seconds, fault in struck:
-                if seconds:
-                    await asyncio.sleep(seconds)
-                if fault.hang:
-                    await asyncio.get_running_loop().create_future()
-                if fault.error is not None:
-                    raise fault.error if isinstance(fault.error, BaseException) else fault.error()
-            yield
-        finally:
-            count.in_progress -= 1
-
-    def _struck(
-        self, stage: str, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Generator[tuple[float, _Fault]]:
-        said = f"{args!r} {kwargs!r}"
-        self._repeats[stage, said] += 1
-        draw = random.Random(f"{self._seed} {stage} {said} {self._repeats[stage, said]}")
-        for fault in sorted(self._faults[stage], key=lambda fault: (fault.error is not None, fault.hang)):
-            # Both are drawn for every fault, so that a condition on one does not change what befalls the next.
-            chance, seconds = draw.random(), draw.uniform(*fault.seconds)
-            if (
-                chance < fault.share
-                and (fault.calls is None or number in fault.calls)
-                and (fault.where is None or fault.where(*args, **kwargs))
-            ):
-                yield seconds, fault
