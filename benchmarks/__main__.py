@@ -14,9 +14,22 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # the scripts run alone, so they know each other by their plain names
 
-import workload  # noqa: E402 - the path comes first
+import contenders  # noqa: E402 - the path comes first
+import workload  # noqa: E402
 
-SCRIPTS = ("engine", "sleeping", "jsonl", "durability", "memory", "sweep")
+SCRIPTS = (
+    "engine",
+    "instructions",
+    "sleeping",
+    "in_flight",
+    "slow_items",
+    "jsonl",
+    "durability",
+    "memory",
+    "start",
+    "sweep",
+    *(("peers",) if contenders.any_installed() else ()),
+)
 WITHOUT_LOOP = ("quality",)
 
 
@@ -24,15 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all scripts; return 1 where one failed."""
     settings = workload.parse(__doc__, argv)
     mode = [] if settings.mode == "full" else [f"--{settings.mode}"]
-    failed = []
+    failed, took = [], []
     start = time.perf_counter()
     for script in (*SCRIPTS, *WITHOUT_LOOP):
         if script in WITHOUT_LOOP and settings.mode == "tiny":
             continue
+        began = time.perf_counter()
         loop = [] if script in WITHOUT_LOOP else ["--loop", settings.loop]
         if subprocess.run([sys.executable, HERE / f"{script}.py", *mode, *loop], check=False).returncode:
             failed.append(script)
-    print(f"\n{time.perf_counter() - start:.0f} s; " + (f"failed: {', '.join(failed)}" if failed else "all bounds met"))
+        took.append(f"{script} {time.perf_counter() - began:.0f}")
+    print(
+        f"\n{time.perf_counter() - start:.0f} s ({', '.join(took)}); "
+        + (f"failed: {', '.join(failed)}" if failed else "all bounds met")
+    )
     return int(bool(failed))
 
 

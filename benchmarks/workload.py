@@ -31,10 +31,12 @@ from typing import Any, Final, Literal, TypeVar
 __all__ = [
     "SLACK",
     "Bound",
+    "Goal",
     "Report",
     "Settings",
     "Step",
     "WrongAnswer",
+    "argument_parser",
     "bare_loop",
     "bar",
     "event_per_step",
@@ -46,6 +48,7 @@ __all__ = [
     "ratio",
     "record",
     "run_script",
+    "settings_of",
     "timed",
     "write_records",
 ]
@@ -97,6 +100,11 @@ class Settings:
 
 def parse(document: str | None, argv: Sequence[str] | None = None) -> Settings:
     """Read the arguments that all scripts have; ``document`` is the script's docstring."""
+    return settings_of(argument_parser(document).parse_args(argv))
+
+
+def argument_parser(document: str | None) -> argparse.ArgumentParser:
+    """For a script that adds arguments of its own."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--quick", dest="mode", action="store_const", const="quick", help="seconds rather than minutes")
@@ -104,7 +112,10 @@ def parse(document: str | None, argv: Sequence[str] | None = None) -> Settings:
     parser.add_argument(
         "--loop", choices=("asyncio", "uvloop"), default="uvloop" if importlib.util.find_spec("uvloop") else "asyncio"
     )
-    given = parser.parse_args(argv)
+    return parser
+
+
+def settings_of(given: argparse.Namespace) -> Settings:
     return Settings(given.mode or "full", given.loop)
 
 
@@ -164,6 +175,18 @@ class Bound:
         sign = "<=" if self.at_most else ">="
         return f"{'met' if self.met else 'MISSED'}: {self.what} {self.value:.2f} {sign} {self.limit:.2f}"
 
+    def as_json(self) -> dict[str, Any]:
+        return {"what": self.what, "value": round(self.value, 4), "limit": self.limit, "met": self.met}
+
+
+@dataclass(frozen=True, slots=True)
+class Goal(Bound):
+    """Where ``value`` is to get to. Until it is there, that is said and is no failure; then it becomes a bound."""
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        return f"goal {'reached' if self.met else 'not reached'}: {self.what} {self.value:.2f} {sign} {self.limit:.2f}"
+
 
 @dataclass(slots=True)
 class Report:
@@ -179,6 +202,7 @@ class Report:
     columns: Mapping[str, str]
     rows: list[Mapping[str, Any]] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
 
     def row(self, **values: Any) -> None:
         """Add a row; a heading's blanks are underscores, and what is not among the columns is for the JSON line."""
@@ -192,15 +216,20 @@ class Report:
         """Promise that ``value`` is ``limit`` or less, in a quick run too."""
         self._promise(Bound(what, value, limit, at_most=True))
 
+    def goal(self, what: str, value: float, limit: float, *, at_most: bool = False) -> None:
+        """Tell whether ``value`` is where it is to get to; neither answer changes the exit code."""
+        if self.settings.mode != "tiny":
+            self.goals.append(Goal(what, value, limit, at_most))
+
     def _promise(self, bound: Bound) -> None:
         if self.settings.mode != "tiny":
             self.bounds.append(bound)
 
     def finish(self, note: str = "") -> int:
-        """Print the table, the bounds and the JSON line; return the exit code: 1 where a bound was missed."""
+        """Print the table, bounds, goals and the JSON line; return the exit code: 1 where a bound was missed."""
         print(f"\n{self.name} ({self.settings.mode}, {self.settings.loop})" + (f": {note}" if note else ""))
         print(_table(self.columns, self.rows))
-        for bound in self.bounds:
+        for bound in (*self.bounds, *self.goals):
             print(bound)
         print(json.dumps(self._document()))
         return int(not all(bound.met for bound in self.bounds))
@@ -216,10 +245,8 @@ class Report:
                 {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
                 for row in self.rows
             ],
-            "bounds": [
-                {"what": bound.what, "value": round(bound.value, 4), "limit": bound.limit, "met": bound.met}
-                for bound in self.bounds
-            ],
+            "bounds": [bound.as_json() for bound in self.bounds],
+            "goals": [goal.as_json() for goal in self.goals],
         }
 
 

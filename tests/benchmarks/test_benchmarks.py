@@ -16,13 +16,16 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import durability  # noqa: E402 - the benchmarks' folder has to be on the path first
 import engine  # noqa: E402
+import in_flight  # noqa: E402
 import jsonl  # noqa: E402
 import memory  # noqa: E402
 import sleeping  # noqa: E402
+import slow_items  # noqa: E402
+import start  # noqa: E402
 import sweep  # noqa: E402
 import workload  # noqa: E402
 
-SCRIPTS = (engine, sleeping, jsonl, durability, memory, sweep)
+SCRIPTS = (engine, sleeping, in_flight, slow_items, jsonl, durability, memory, start, sweep)
 TINY = ["--tiny", "--loop", "asyncio"]
 
 
@@ -38,7 +41,7 @@ def test_runs_and_prints_a_table_and_a_json_line(script: ModuleType, capsys: pyt
     told = json.loads(last)
     assert told["benchmark"] == script.__name__
     assert told["loop"] == "asyncio"
-    assert {"python", "machine", "rows", "bounds"} <= told.keys()
+    assert {"python", "machine", "rows", "bounds", "goals"} <= told.keys()
     assert len(told["rows"]) == len(table) - 2  # a title and the headings
 
 
@@ -57,6 +60,13 @@ async def forgetful(
 def test_a_baseline_that_loses_records_is_caught(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workload, "hand_written", forgetful)
     with pytest.raises(workload.WrongAnswer, match="by hand"):
+        script.main(TINY)
+
+
+@pytest.mark.parametrize("script", [engine, slow_items], ids=name_of)
+def test_a_tuned_baseline_that_loses_records_is_caught(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "hand_tuned", forgetful)
+    with pytest.raises(workload.WrongAnswer, match="by hand, tuned"):
         script.main(TINY)
 
 
@@ -116,6 +126,19 @@ def test_a_missed_bound_is_exit_1(mode: workload.Mode, value: float, code: int) 
     report = workload.Report("some", workload.Settings(mode, "asyncio"), {"x": ".1f"}, [{"x": 1.0}])
     report.at_least("ratio", value, 1.0)
     assert report.finish() == code
+
+
+@pytest.mark.parametrize("mode", ["full", "quick"])
+@pytest.mark.parametrize(("value", "said"), [(2.5, "goal reached: ratio"), (2.49, "goal not reached: ratio")])
+def test_a_goal_is_told_and_is_no_failure(
+    mode: workload.Mode, value: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = workload.Report("some", workload.Settings(mode, "asyncio"), {"x": ".1f"}, [{"x": 1.0}])
+    report.goal("ratio", value, 2.5)
+    assert report.finish() == 0
+    *_, goal, last = capsys.readouterr().out.splitlines()
+    assert goal.startswith(said)
+    assert json.loads(last)["goals"] == [{"what": "ratio", "value": value, "limit": 2.5, "met": value == 2.5}]
 
 
 def test_a_steady_state_is_without_the_ramps() -> None:
