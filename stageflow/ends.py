@@ -157,15 +157,20 @@ class Ends:
                 raise RequestError(f"{other} and {one} are the same file", hint=f"{second}: choose another name")
 
 
-def source_of(source: Any, options: Options | None = None) -> Source:
-    """A source from what a caller gave: a path, an iterable or async iterable, or a source."""
+def source_of(source: Any, options: Options | None = None, *, resumable: bool = True) -> Source:
+    """A source from what a caller gave: a path, an iterable or async iterable, or a source.
+
+    Args:
+        resumable: A later run may go on with this one: the input is read with marks to go on from.
+    """
     if hasattr(source, "read") and hasattr(source, "peek"):
         return source  # type: ignore[no-any-return]
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         from stageflow.adapters.jsonl import JsonlSource
 
         options = options or Options()
-        return JsonlSource(str(source), max_input_bytes=options.max_input_bytes, strict=options.strict)
+        limit, strict = options.max_input_bytes, options.strict
+        return JsonlSource(str(source), max_input_bytes=limit, marked=resumable, strict=strict)
     if isinstance(source, (Iterable, AsyncIterable)):
         from stageflow.adapters.memory import IterableSource
 
@@ -184,6 +189,8 @@ def spooled(source: Any, sink: Any, options: Options) -> Any:
     """
     if not options.spool:
         return source
+    from stageflow.adapters.jsonl.files import free_name
+
     path = _path_of(sink)
     if source != "-" or path is None or not _is_regular(path):
         raise RequestError("spool keeps standard input for a file", hint="give - as the input and a file as the output")
@@ -191,8 +198,7 @@ def spooled(source: Any, sink: Any, options: Options) -> Any:
     try:
         if options.fresh and os.path.lexists(spool):
             _refuse_running(path)
-            free = next(name for number in itertools.count(1) if not os.path.lexists(name := f"{spool}.{number}"))
-            os.rename(spool, free)
+            os.rename(spool, free_name(spool))
         if not os.path.lexists(spool):
             _copy_stdin(spool)
     except FileExistsError:
@@ -206,6 +212,8 @@ def spooled(source: Any, sink: Any, options: Options) -> Any:
 
 
 def _copy_stdin(spool: str) -> None:
+    from stageflow.adapters.jsonl.files import sync_directory
+
     # Made with 0600, under a name that nobody can guess.
     descriptor, copy = tempfile.mkstemp(prefix=f"{os.path.basename(spool)}.", dir=os.path.dirname(spool))
     try:
@@ -218,11 +226,7 @@ def _copy_stdin(spool: str) -> None:
     except BaseException:
         os.unlink(copy)
         raise
-    directory = os.open(os.path.dirname(spool), os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(os.path.dirname(spool))
 
 
 def _give_name(copy: str, spool: str) -> None:

@@ -58,8 +58,8 @@ class Run:
         self._prepare = prepare
         self._elsewhere = elsewhere
         self._options = options
-        self._source = source_of(spooled(source, sink, options), options)
         self._ends = ends_of(sink, options, tell=self.warn, failed=self.stop)
+        self._source = source_of(spooled(source, sink, options), options, resumable=self._ends.durable)
         self._resumption = Resumption(run="")
         self._before = EarlierRuns(self._resumption)
         self._counters = RunCounters()
@@ -250,6 +250,11 @@ class Run:
             total=min(self._total, self._options.limit or self._total) if self._total is not None else None,
             stages=work.snapshot() if work else (),
         )
+
+    @property
+    def counters(self) -> RunCounters:
+        """The account so far."""
+        return self._counters
 
     @property
     def started(self) -> bool:

@@ -12,14 +12,28 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import BinaryIO, Final
 
-__all__ = ["MOMENTS", "OUT_OF_SPACE", "READ_BYTES", "Disk", "read_exactly", "read_lines", "write_all"]
+__all__ = [
+    "MOMENTS",
+    "OUT_OF_SPACE",
+    "READ_BYTES",
+    "Disk",
+    "ScatteredReads",
+    "line_lengths",
+    "read_exactly",
+    "read_lines",
+    "write_all",
+]
 
 OUT_OF_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 """Errors that somebody can mend while the run waits."""
 
 READ_BYTES: Final = 1 << 20
+
+_BLOCK_BYTES: Final = 1 << 18
+_BLOCKS_KEPT: Final = 8
 
 MOMENTS: Final = (
     "header written",
@@ -173,3 +187,66 @@ def read_lines(disk: Disk, descriptor: int, start: int = 0, end: int | None = No
             yield line + b"\n"
     if rest:
         yield rest
+
+
+def line_lengths(disk: Disk, descriptor: int, end: int) -> Iterator[int]:
+    """The length of each line before a place in a file, with its LF; the last one may lack it."""
+    return chain.from_iterable(_line_lengths(disk, descriptor, end))
+
+
+def _line_lengths(disk: Disk, descriptor: int, end: int) -> Iterator[list[int]]:
+    begun = offset = 0
+    while offset < end and (block := disk.read(descriptor, min(READ_BYTES, end - offset), offset)):
+        offset += len(block)
+        *lines, rest = block.split(b"\n")
+        lengths = [len(line) + 1 for line in lines]
+        if lengths:
+            lengths[0] += begun
+            begun = 0
+        begun += len(rest)
+        yield lengths
+    if begun:
+        yield [begun]
+
+
+class ScatteredReads:
+    """Reads short pieces of a file that come nearly, but not quite, in the order in which they stand.
+
+    A block of the file is read at once and the newest few are kept, so most pieces cost no call of the system. Where
+    pieces are far apart that would read most of a block for nothing: no more than twice what was asked for is read,
+    and whatever else is asked for is read by itself.
+
+    Args:
+        end: Of the file.
+    """
+
+    def __init__(self, disk: Disk, descriptor: int, end: int) -> None:
+        self._disk = disk
+        self._descriptor = descriptor
+        self._end = end
+        self._blocks: dict[int, bytes] = {}
+        self._room = _BLOCK_BYTES * _BLOCKS_KEPT  # bytes that may still be read in blocks
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes between two places.
+
+        Raises:
+            OSError: The file can't be read.
+        """
+        number = start // _BLOCK_BYTES
+        base = number * _BLOCK_BYTES
+        self._room += 2 * (end - start)
+        block = self._blocks.get(number)
+        if block is None and end <= base + _BLOCK_BYTES and self._room >= _BLOCK_BYTES:
+            block = self._read_block(number, base)
+        if block is None or end > base + len(block):
+            return read_exactly(self._disk, self._descriptor, start, end)
+        return block[start - base : end - base]
+
+    def _read_block(self, number: int, base: int) -> bytes:
+        block = read_exactly(self._disk, self._descriptor, base, min(base + _BLOCK_BYTES, self._end))
+        self._room -= len(block)
+        self._blocks[number] = block
+        if len(self._blocks) > _BLOCKS_KEPT:
+            del self._blocks[next(iter(self._blocks))]
+        return block

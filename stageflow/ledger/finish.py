@@ -16,14 +16,14 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Final
 
 from stageflow.errors import StateMismatch, StorageError
-from stageflow.ledger.disk import READ_BYTES, Disk, read_exactly, read_lines, write_all
+from stageflow.ledger.disk import READ_BYTES, Disk, ScatteredReads, line_lengths, read_lines, write_all
 from stageflow.ledger.format import Fields
 from stageflow.ledger.names import Names
 from stageflow.ledger.order import OrderIndex, Place
@@ -158,10 +158,11 @@ def _publish(files: Files, state: State) -> None:
     index = _index(files, state)
     try:
         with _Copy(disk, names.output, disk.mode(files.results)) as copy:
+            results = ScatteredReads(disk, files.results, state.results_end)
             for start, end in _pieces(index, state):
                 if files.stopped():
                     raise Stopped
-                copy.write(read_exactly(disk, files.results, start, end))
+                copy.write(results.read(start, end))
             disk.reached("output sorted")
     finally:
         index.close()
@@ -206,37 +207,59 @@ def _index(files: Files, state: State) -> OrderIndex:
 
     The file begins with what an earlier epoch left in the order of the input, if one did; then come the commits since.
     """
-    disk, replaced, sorted_commits = files.disk, state.replaced, state.sorted_commits
-    lengths = map(len, read_lines(disk, files.results, 0, state.results_end))
+    disk, sorted_commits = files.disk, state.sorted_commits
+    lengths = line_lengths(disk, files.results, state.results_end)
     index = OrderIndex(disk.scratch(files.names.directory))
     if sorted_commits:
-        before = OrderIndex(disk.scratch(files.names.directory))
-        for commit, ordinal, count in _written(files, 0, sorted_commits):
-            if not any(commit < later < sorted_commits for later in replaced.get(ordinal, ())):
-                before.add(ordinal, count)
-        for ordinal, _, count in before.in_order():
-            gone = any(later >= sorted_commits for later in replaced.get(ordinal, ()))
+        for ordinal, count in _sorted_before(files, state):
+            gone = any(later >= sorted_commits for later in state.replaced.get(ordinal, ()))
             _add(index, state, _REPLACED if gone else ordinal, islice(lengths, count))
-        before.close()
-    for commit, ordinal, count in _written(files, sorted_commits, state.commits):
-        gone = any(later > commit for later in replaced.get(ordinal, ()))
-        _add(index, state, _REPLACED if gone else ordinal, islice(lengths, count))
+    for commit, ordinals, counts in _commits(files, sorted_commits, state.commits):
+        if _are_ordinary(ordinals, state):
+            index.add_all(*_sizes(ordinals, counts, lengths))
+            continue
+        for ordinal in ordinals:
+            if count := counts.get(ordinal, 1):
+                gone = any(later > commit for later in state.replaced.get(ordinal, ()))
+                _add(index, state, _REPLACED if gone else ordinal, islice(lengths, count))
     assert index.size == state.results_end, "the lines of all records are the whole file"
     return index
 
 
-def _written(files: Files, first: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """For each commit from ``first`` to before ``end``: its number, and each ordinal that wrote, and how many lines."""
+def _sorted_before(files: Files, state: State) -> Iterator[tuple[int, int]]:
+    """Each ordinal of which an earlier epoch left lines in the order of the input, and how many, in that order."""
+    before = OrderIndex(files.disk.scratch(files.names.directory))
+    for commit, ordinals, counts in _commits(files, 0, state.sorted_commits):
+        for ordinal in ordinals:
+            replaced = any(commit < later < state.sorted_commits for later in state.replaced.get(ordinal, ()))
+            if not replaced and (count := counts.get(ordinal, 1)):
+                before.add(ordinal, count)
+    for ordinal, _, count in before.in_order():
+        yield ordinal, count
+    before.close()
+
+
+def _commits(files: Files, first: int, end: int) -> Iterator[tuple[int, list[int], dict[int, int]]]:
+    """The commits from ``first`` to before ``end``: number, ordinals, and by ordinal how many lines, if not one."""
     commit = 0
     for fields in Lines(files.disk, files.ledger):
         if fields["t"] == "c":
             if first <= commit < end:
-                counts = fields.get("m") or {}
-                for ordinal in fields["k"]:
-                    count = counts.get(str(ordinal), 1)
-                    if count:
-                        yield commit, ordinal, count
+                yield commit, fields["k"], {int(ordinal): count for ordinal, count in (fields.get("m") or {}).items()}
             commit += 1
+
+
+def _sizes(ordinals: list[int], counts: Mapping[int, int], lengths: Iterator[int]) -> tuple[list[int], list[int]]:
+    """The ordinals of a commit that wrote anything, and how many bytes that was."""
+    if not counts:
+        return ordinals, list(islice(lengths, len(ordinals)))
+    wrote = [ordinal for ordinal in ordinals if counts.get(ordinal, 1)]
+    return wrote, [sum(islice(lengths, counts.get(ordinal, 1))) for ordinal in wrote]
+
+
+def _are_ordinary(ordinals: Iterable[int], state: State) -> bool:
+    """Whether none of these records has lines in another commit, too."""
+    return state.places.keys().isdisjoint(ordinals) and state.replaced.keys().isdisjoint(ordinals)
 
 
 def _add(index: OrderIndex, state: State, ordinal: int, lengths: Iterable[int]) -> None:
@@ -247,6 +270,12 @@ def _add(index: OrderIndex, state: State, ordinal: int, lengths: Iterable[int]) 
 
 def _in_order(index: OrderIndex, state: State) -> Iterator[Place]:
     """What is kept, by ordinal, and within a record in the order in which its children were yielded."""
+    if not state.places and not state.replaced:
+        return index.in_order()
+    return _placed(index, state)
+
+
+def _placed(index: OrderIndex, state: State) -> Iterator[Place]:
     for ordinal, pieces in groupby(index.in_order(), key=itemgetter(0)):
         if ordinal == _REPLACED:
             break
@@ -262,7 +291,10 @@ def _pieces(index: OrderIndex, state: State) -> Iterator[tuple[int, int]]:
     start = end = 0
     for _, offset, length in _in_order(index, state):
         if offset != end or end - start >= READ_BYTES:
-            yield from _cut(start, end)
+            if end - start > READ_BYTES:
+                yield from _cut(start, end)
+            elif end > start:
+                yield start, end
             start = offset
         end = offset + length
     yield from _cut(start, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter
 from typing import BinaryIO
@@ -28,11 +28,12 @@ class OrderIndex:
 
     :meth:`in_order` sorts by repeated selection. A pass goes over the blocks, skips those whose ordinals all lie
     outside the range wanted, and picks the pieces with the smallest ordinals not yet returned. When it has picked more
-    than ``window``, it sorts them, keeps the lower half, and from then on wants nothing above. So a pass returns
-    about half a window or more, unless less is left, and holds at most a window and a block. Records are settled
-    nearly in the order in which they were read, so most blocks lie wholly above or below what a pass wants: together
-    the passes read each block once or twice. Only a file in random order costs a reading of the whole index per half
-    a window. One ordinal with more pieces than fit is streamed: they stand in the order wanted.
+    than ``window``, it sorts them, keeps the lower seven eighths, and from then on wants nothing above: the less is
+    thrown away, the less is read again, and sorting anew what is nearly sorted costs little. So a pass returns most of
+    a window, unless less is left, and holds at most a window and a block. Records are settled nearly in the order in
+    which they were read, so most blocks lie wholly above or below what a pass wants: together the passes read each
+    block once or twice. Only a file in random order costs a reading of the whole index per window. One ordinal with
+    more pieces than fit is streamed: they stand in the order wanted.
 
     Args:
         scratch: A file to write to and read from; it is closed in the end.
@@ -67,6 +68,18 @@ class OrderIndex:
         if len(self._ordinals) >= self._block_lines:
             self._flush(self._block_lines)
 
+    def add_all(self, ordinals: Sequence[int], lengths: Sequence[int]) -> None:
+        """Note the next pieces of the file.
+
+        Raises:
+            OSError: The scratch file can't be written.
+        """
+        self.size += sum(lengths)
+        self._ordinals.extend(ordinals)
+        self._lengths.extend(lengths)
+        while len(self._ordinals) >= self._block_lines:
+            self._flush(self._block_lines)
+
     def in_order(self) -> Iterator[Place]:
         """Ordinal, offset and length of each piece, by ordinal; those of one in the order in which they were noted."""
         self._flush(len(self._ordinals))
@@ -78,7 +91,7 @@ class OrderIndex:
                 picked += self._places(block, low, high)
                 if len(picked) > self._window:
                     picked.sort(key=_ordinal)
-                    high = max(picked[self._window // 2][0], low + 1)
+                    high = max(picked[self._window * 7 // 8][0], low + 1)
                     del picked[bisect_left(picked, high, key=_ordinal) :]
                 if high == low + 1:
                     yield from picked

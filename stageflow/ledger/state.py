@@ -124,18 +124,27 @@ class State:
 
     # What comes
 
+    def may_settle(self, ordinals: list[int]) -> bool:
+        """Whether all of them are open, or dead and being tried again."""
+        done, known = self.done, len(self.done)
+        if (run := _run_of(ordinals)) is not None and not done[run.start : run.stop].strip(_OPEN_BYTE):
+            return True
+        settled = [done[ordinal] for ordinal in ordinals if ordinal < known and done[ordinal] != OPEN]
+        return not settled or (bool(self.retrying) and {DEAD, DEAD_IN_PART}.issuperset(settled))
+
     def commit_fields(self, commit: Commit, results: Sequence[int], letters: Sequence[int]) -> Fields:
         """The line of a commit whose results and letters stand at ``[start, end, crc]``."""
         fields: Fields = {"t": "c", "o": results, "x": letters, "k": commit.ordinals}
-        for name, value in (
-            ("m", commit.line_counts),
-            ("d", commit.letter_counts),
-            ("y", commit.places),
-            ("q", commit.resolved),
-            ("u", commit.replaced),
-        ):
-            if value:
-                fields[name] = value
+        if commit.line_counts:
+            fields["m"] = commit.line_counts
+        if commit.letter_counts:
+            fields["d"] = commit.letter_counts
+        if commit.places:
+            fields["y"] = commit.places
+        if commit.resolved:
+            fields["q"] = commit.resolved
+        if commit.replaced:
+            fields["u"] = commit.replaced
         return fields
 
     def apply(self, fields: Fields) -> None:
@@ -193,18 +202,25 @@ class State:
         ordinals: list[int] = fields["k"]
         self.results_end, self.letters_end = fields["o"][1], fields["x"][1]
         self.commits += 1
+        run = _run_of(ordinals)
         if ordinals:
-            self._reach(max(ordinals))
+            self._reach(run[-1] if run is not None else max(ordinals))
             if self.ascending:
-                self.ascending = ordinals[0] > self._last and ordinals == sorted(ordinals)
+                self.ascending = ordinals[0] > self._last and (run is not None or ordinals == sorted(ordinals))
                 self._last = ordinals[-1]
         if len(fields) == _ORDINARY:
-            done = self.done
-            for ordinal in ordinals:
-                done[ordinal] = WRITTEN
-            self.totals.written += len(ordinals)
+            self._written(ordinals, run)
         else:
             self._settle(ordinals, fields)
+
+    def _written(self, ordinals: list[int], run: range | None) -> None:
+        done = self.done
+        if run is not None:
+            done[run.start : run.stop] = _WRITTEN_BYTE * len(run)
+        else:
+            for ordinal in ordinals:
+                done[ordinal] = WRITTEN
+        self.totals.written += len(ordinals)
 
     def _settle(self, ordinals: list[int], fields: Fields) -> None:
         lines, letters = _by_ordinal(fields.get("m")), _by_ordinal(fields.get("d"))
@@ -244,6 +260,22 @@ class State:
 
 _ORDINARY = len(("t", "o", "x", "k", "p"))
 """Fields of the line of a commit whose records were written as one line each."""
+
+
+_OPEN_BYTE, _WRITTEN_BYTE = bytes([OPEN]), bytes([WRITTEN])
+_LONG_RUN: Final = 16
+
+
+def _run_of(ordinals: list[int]) -> range | None:
+    """The ordinals as a range, where they are many and each follows the one before it.
+
+    Then they are one piece of what is kept by line, and Python need not look at each.
+    """
+    count = len(ordinals)
+    if count < _LONG_RUN or ordinals[-1] - ordinals[0] + 1 != count:
+        return None
+    run = range(ordinals[0], ordinals[0] + count)
+    return run if list(run) == ordinals else None
 
 
 def _by_ordinal(counts: Mapping[Any, int] | None) -> dict[int, int]:

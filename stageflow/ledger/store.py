@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from zlib import crc32
 
-from stageflow.commit import DEAD_IN_PART, Commit, InputMark
+from stageflow.commit import Commit, InputMark
 from stageflow.errors import StorageError
 from stageflow.ledger.disk import OUT_OF_SPACE, Disk, write_all
 from stageflow.ledger.format import Fields, ranges_of, seal
 from stageflow.ledger.names import Names
 from stageflow.ledger.recovery import Recovered
-from stageflow.ledger.state import DEAD, OPEN, State
+from stageflow.ledger.state import State
 
 __all__ = ["OutOfSpace", "Store"]
 
@@ -90,7 +90,7 @@ class Store:
         """
         state = self.state
         self._refuse_failed()
-        assert all(self._may_settle(ordinal) for ordinal in commit.ordinals), "a record has settled twice"
+        assert state.may_settle(commit.ordinals), "a record has settled twice"
         results, letters = b"".join(commit.lines), b"".join(commit.letters)
         try:
             if results:
@@ -109,12 +109,6 @@ class Store:
             self._cut_back()
             raise self._failure(error) from error
         self.disk.reached("commit written")
-
-    def _may_settle(self, ordinal: int) -> bool:
-        done = self.state.done
-        if ordinal >= len(done) or done[ordinal] == OPEN:
-            return True
-        return bool(self.state.retrying) and done[ordinal] in (DEAD, DEAD_IN_PART)
 
     def sync(self, *, clean: bool = False) -> None:
         """Make durable what was written, and say so in the ledger.

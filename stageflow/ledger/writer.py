@@ -11,7 +11,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, Literal, TypeVar
 
@@ -22,6 +21,7 @@ from stageflow.ledger.finish import Files, Stopped, final_line, finish
 from stageflow.ledger.names import Names
 from stageflow.ledger.opening import open_store, read_letter
 from stageflow.ledger.store import OutOfSpace, Store
+from stageflow.ledger.thread import WorkThread
 
 __all__ = ["Fsync", "LedgerOutput"]
 
@@ -67,7 +67,7 @@ class LedgerOutput:
         self._failed = failed
         self._order = "input"
         self._store: Store | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: WorkThread | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._hurry = threading.Event()  # wait for space no longer
         self._stop = threading.Event()  # end finishing early
@@ -147,7 +147,7 @@ class LedgerOutput:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="stageflow-ledger")
+            self._thread = WorkThread("stageflow-ledger")
         self._loop = asyncio.get_running_loop()
         future = self._loop.run_in_executor(self._thread, work)
         try:

@@ -106,6 +106,21 @@ def test_what_json_can_hold_is_written(value: Any, line: bytes) -> None:
     assert encode_strictly(value) == encode_leniently(value) == line
 
 
+@given(
+    st.dictionaries(st.text(max_size=3), JSON_VALUES | st.floats() | st.lists(st.floats()), max_size=20),
+    st.integers(0, 3000),
+)
+def test_a_number_that_json_lacks_is_found_in_a_record_of_any_length(record: dict[str, Any], length: int) -> None:
+    record["text"] = "x" * length
+    try:
+        expected = json.dumps(record, allow_nan=False)
+    except ValueError:
+        with pytest.raises(ResultError):
+            encode_strictly(record)
+    else:
+        assert json.loads(encode_strictly(record)) == json.loads(expected)
+
+
 REFUSED: list[tuple[Any, str]] = [
     ({"a": {"b": {1}}}, "not JSON: set at $.a.b"),
     ({"a": [1, b"x"]}, "not JSON: bytes at $.a[1]"),
@@ -126,6 +141,13 @@ REFUSED: list[tuple[Any, str]] = [
     ({"a": deep(100_000)}, "not JSON: nesting deeper than 254, or a value inside itself"),
     ({"a": [{"b": deep(252)}], "c": BIG}, "not JSON: nesting deeper than 254, or a value inside itself"),
     (circular(), "not JSON: nesting deeper than 254, or a value inside itself"),
+    ({"a": NAN, "b": "x" * 3000}, "not JSON: NaN at $.a"),
+    ({"a": "x" * 3000, "b": INF}, "not JSON: Infinity at $.b"),
+    ({"a": "x" * 3000, "b": [-INF]}, "not JSON: -Infinity at $.b[0]"),
+    ({"a": "x" * 3000, "b": Colour.ENDLESS}, "not JSON: Infinity at $.b"),
+    ({"a": ["x" * 3000, NAN]}, "not JSON: NaN at $.a[1]"),
+    ({"a": "x" * 3000} | {f"b{n}": 1 for n in range(20)} | {"c": NAN}, "not JSON: NaN at $.c"),
+    ([NAN, "x" * 3000], "not JSON: NaN at $[0]"),
     (Rude(), "not JSON: Rude at $"),
 ]
 

@@ -142,6 +142,26 @@ def test_a_mark_is_made_of_the_digest_before_and_the_bytes_between(data: bytes, 
 
 
 @given(texts(), st.integers(4, 200), st.booleans())
+def test_a_source_that_nobody_asks_for_marks_has_the_same_entries_and_gives_none(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int, compressed: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "in.jsonl"
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    source = JsonlSource(str(path), block_bytes=block, marked=False)
+    seen, marks = read(source)
+    assert plain(seen) == plain(read(JsonlSource(str(path), block_bytes=block))[0])
+    assert not marks
+    assert source.identity() is not None
+    assert not source.changed()
+
+
+@given(texts(), st.integers(4, 200), st.booleans())
+def test_blocks_come_cut_at_their_line_ends(data: bytes, block: int, mid_line: bool) -> None:
+    for found in marked_blocks(Pieces(data, seed=block), block, BEGINNING, mid_line=mid_line):
+        assert found.pieces == found.data.split(b"\n")
+
+
+@given(texts(), st.integers(4, 200), st.booleans())
 def test_reading_from_a_mark_is_reading_on(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, block: int, compressed: bool
 ) -> None:

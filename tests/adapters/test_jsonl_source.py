@@ -30,11 +30,13 @@ LIMIT = 64 * 1024 * 1024
 Seen = tuple[int, Any]
 
 
-def parse(data: bytes, *, block: int = 256 * 1024, limit: int = LIMIT) -> list[Seen]:
+def parse(data: bytes, *, block: int = 256 * 1024, limit: int = LIMIT, cut: bool = False) -> list[Seen]:
+    """The entries; ``cut``: of blocks that somebody else has cut at each LF."""
     parser = LineParser("queries.jsonl", limit)
     seen: list[Seen] = []
     for at in range(0, len(data), block):
-        seen += parser.feed(data[at : at + block]) or ()
+        piece = data[at : at + block]
+        seen += parser.feed(piece, piece.split(b"\n") if cut else None) or ()
     seen += parser.finish() or ()
     parser.close()
     return seen
@@ -116,6 +118,7 @@ def test_where_blocks_are_cut_makes_no_difference(lines: list[bytes], ended: boo
     data = b'{"0":0}\n' + b"\n".join(lines) + (b"\n" if ended else b"")
     whole = plain(parse(data, limit=limit))
     assert plain(parse(data, block=block, limit=limit)) == whole
+    assert plain(parse(data, block=block, limit=limit, cut=True)) == whole
     # Every physical line is one entry with its own number, or blank.
     numbered = dict(whole)
     for index, line in enumerate(data.split(b"\n")):
@@ -184,6 +187,14 @@ def test_deep_nesting_is_refused_without_recursion(depth: int, pad: str) -> None
 def test_nesting_up_to_the_limit_is_read(depth: int, pad: str) -> None:
     ((_, record),) = parse(nested(depth, pad=pad))
     assert record == orjson.loads(nested(depth, pad=pad))
+
+
+@pytest.mark.parametrize(("begin", "end"), [(b'{"a":', b"}"), (b"[", b"]")], ids=["objects", "arrays"])
+def test_deep_nesting_of_one_kind_is_refused_and_nesting_up_to_the_limit_is_read(begin: bytes, end: bytes) -> None:
+    deep = b'{"a":' + begin * 200 + b"1" + end * 200 + b"}"
+    assert only_error(deep) == ("nesting deeper than 200", 2, None)
+    ((_, record),) = parse(b'{"a":' + begin * 199 + b"1" + end * 199 + b"}")
+    assert type(record) is dict
 
 
 def test_depth_hidden_under_a_key_that_comes_again_does_not_recurse() -> None:

@@ -12,6 +12,8 @@ import pytest
 from running import Running
 from workbench import Folder
 
+from stageflow.ledger import status as ledger_status
+
 RUN = ("run", "job.py", "in.jsonl", "-o", "out.jsonl", "--progress", "off")
 
 
@@ -172,7 +174,7 @@ def test_the_status_as_json_is_one_line(folder: Folder) -> None:
 
 
 def test_the_status_where_the_system_tells_of_no_locks(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["stageflow.ledger.status"], "_LOCKS", "no such file")
+    monkeypatch.setattr(ledger_status, "_LOCKS", "no such file")
     folder.process(*RUN)
     assert folder.stageflow("status", "out.jsonl").out.startswith("out.jsonl: complete\n")
     folder.stageflow(*RUN, "--fresh")  # by this process, which is still there

@@ -23,6 +23,16 @@ def index_of(pieces: Pieces, *, window: int, block_lines: int) -> OrderIndex:
     return index
 
 
+def index_of_runs(pieces: Pieces, runs: list[int], *, window: int, block_lines: int) -> OrderIndex:
+    """The same, noted so many pieces at a time."""
+    index = OrderIndex(Disk().scratch(tempfile.gettempdir()), window=window, block_lines=block_lines)
+    rest = pieces
+    for run in [*runs, len(pieces)]:
+        now, rest = rest[:run], rest[run:]
+        index.add_all([ordinal for ordinal, _ in now], [length for _, length in now])
+    return index
+
+
 def expected_places(pieces: Pieces) -> list[tuple[int, int, int]]:
     offset, places = 0, []
     for ordinal, length in pieces:
@@ -39,6 +49,14 @@ def test_pieces_come_by_ordinal_and_those_of_one_ordinal_as_written(
     pieces: Pieces, window: int, block_lines: int
 ) -> None:
     index = index_of(pieces, window=window, block_lines=block_lines)
+    assert index.size == sum(length for _, length in pieces)
+    assert list(index.in_order()) == expected_places(pieces)
+    index.close()
+
+
+@given(PIECES, st.lists(st.integers(0, 20), max_size=9), st.integers(1, 9), st.integers(1, 7))
+def test_pieces_may_be_noted_many_at_a_time(pieces: Pieces, runs: list[int], window: int, block_lines: int) -> None:
+    index = index_of_runs(pieces, runs, window=window, block_lines=block_lines)
     assert index.size == sum(length for _, length in pieces)
     assert list(index.in_order()) == expected_places(pieces)
     index.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,3 +160,56 @@ def test_any_grouping_adds_up_to_the_same(ordinals: list[int], size: int) -> Non
     assert one.done[:30] == many.done[:30]
     assert one.totals == many.totals
     assert one.ascending == many.ascending == (list(ordinals) == sorted(ordinals))
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["in order", "shuffled", "shuffled but for their ends"]),
+)
+def test_many_in_a_row_come_to_the_same_as_one_by_one(sizes: list[int], rng: random.Random, order: str) -> None:
+    groups, at = [], 0
+    for size in sizes:
+        groups.append(list(range(at, at + size)))
+        at += size + rng.randrange(3)
+    if order == "shuffled":
+        rng.shuffle(groups)
+        for group in groups[::2]:
+            rng.shuffle(group)
+    elif order == "shuffled but for their ends":
+        for group in groups:
+            group[1:-1] = rng.sample(group[1:-1], max(0, len(group) - 2))
+    together, single = begun(), begun()
+    for group in groups:
+        assert together.may_settle(group)
+        settle(together, written(*group))
+        assert not together.may_settle(group)
+        for ordinal in group:
+            settle(single, written(ordinal))
+    end = max(map(max, groups)) + 1
+    assert together.done[:end] == single.done[:end]
+    assert not together.done[end:].strip(bytes([OPEN]))
+    assert together.totals == single.totals
+    assert together.ascending == single.ascending
+
+
+@pytest.mark.parametrize("place", [0, 20, 39])
+@pytest.mark.parametrize("ordinals", [list(range(40)), list(range(39, -1, -1))], ids=["in a row", "scattered"])
+def test_a_record_that_has_settled_may_not_do_so_again(place: int, ordinals: list[int]) -> None:
+    state = begun()
+    settle(state, written(place))
+    assert not state.may_settle(ordinals)
+    assert not state.may_settle([place])
+    assert state.may_settle([ordinal for ordinal in ordinals if ordinal != place])
+
+
+@pytest.mark.parametrize("ordinals", [list(range(40)), list(range(39, -1, -1))], ids=["in a row", "scattered"])
+def test_a_dead_record_may_settle_again_while_it_is_tried_again(ordinals: list[int]) -> None:
+    state = begun()
+    settle(state, died(7))
+    settle(state, died(8, lines=1))
+    assert not state.may_settle(ordinals)
+    state.apply({"t": "r", "n": [[0, 1]]})
+    assert state.may_settle(ordinals)
+    settle(state, written(9))
+    assert not state.may_settle(ordinals)

@@ -11,7 +11,7 @@ from itertools import count
 
 from stageflow.errors import RequestError, StorageError
 
-__all__ = ["FileOutput", "is_file_name"]
+__all__ = ["FileOutput", "free_name", "is_file_name", "sync_directory"]
 
 
 class FileOutput:
@@ -51,8 +51,7 @@ class FileOutput:
         if not self._fresh:
             hint = "choose another --dead, or pass --fresh to keep it under another name"
             raise RequestError(f"{self._name} exists", hint=hint)
-        free = next(name for number in count(1) if not os.path.lexists(name := f"{self._real}.{number}"))
-        os.rename(self._real, free)
+        os.rename(self._real, free_name(self._real))
 
     def write(self, data: bytes) -> None:
         """Append ``data``, wholly or not at all.
@@ -79,7 +78,7 @@ class FileOutput:
             return
         try:
             os.fsync(self._descriptor)
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         except OSError as error:
             raise self._failure(error) from error
         finally:
@@ -117,7 +116,13 @@ def is_file_name(path: str) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
-def _sync_directory(path: str) -> None:
+def free_name(path: str) -> str:
+    """The first of ``path.1``, ``path.2``... that is not taken."""
+    return next(name for number in count(1) if not os.path.lexists(name := f"{path}.{number}"))
+
+
+def sync_directory(path: str) -> None:
+    """Return when names made or changed in a folder would survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -68,22 +68,22 @@ class LineSplitter:
         self._parts: list[bytes] = []
         self._length = 0
 
-    def feed(self, block: bytes) -> Portion | None:
-        """Take the next block; return the lines that end in it, if any does."""
-        first_end = block.find(b"\n")
-        if first_end < 0:
-            self._carry(block)
+    def feed(self, block: bytes, pieces: list[bytes] | None = None) -> Portion | None:
+        """Take the next block; return the lines that end in it, if any does.
+
+        Args:
+            pieces: The block cut at each LF, where somebody has done that already.
+        """
+        first, *others = block.split(b"\n") if pieces is None else pieces
+        self._carry(first)
+        if not others:
             return None
-        last_end = block.rfind(b"\n")
-        self._carry(block[:first_end])
-        lines: list[bytes | Oversized] = [self._take()]
-        whole = block[first_end + 1 : last_end]
-        long_digits = _has_long_digits(lines[0]) or has_long_digits(whole)
-        if last_end > first_end:
-            lines += whole.split(b"\n")
-        if len(whole) > self._limit:
+        last = others.pop()
+        lines: list[bytes | Oversized] = [self._take(), *others]
+        long_digits = _has_long_digits(lines[0]) or has_long_digits(block)
+        if len(block) > self._limit:
             lines = [self._limited(line) for line in lines]
-        self._carry(block[last_end + 1 :])
+        self._carry(last)
         return Portion(lines, long_digits)
 
     def finish(self) -> Portion | None:
@@ -154,8 +154,11 @@ class LineParser:
         self._first_seen = bool(first_index)
         self._lone_array: Entry | None = None
 
-    def feed(self, block: bytes) -> Iterator[Entry] | None:
+    def feed(self, block: bytes, pieces: list[bytes] | None = None) -> Iterator[Entry] | None:
         """Take the next block; return the entries of the lines that end in it, decoded as they are iterated.
+
+        Args:
+            pieces: As for :meth:`LineSplitter.feed`.
 
         Raises:
             RequestError: The input is no UTF-8 text, or (while iterating) one JSON array.
@@ -164,8 +167,8 @@ class LineParser:
             self._start += block
             if len(self._start) < 4:
                 return None
-            block = self._begin()
-        return self._portion(self._splitter.feed(block))
+            block, pieces = self._begin(), None
+        return self._portion(self._splitter.feed(block, pieces))
 
     def finish(self) -> Iterator[Entry] | None:
         """The entry of a last line without LF."""

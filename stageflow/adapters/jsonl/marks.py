@@ -11,7 +11,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from stageflow.adapters.jsonl.decode import BOM
 from stageflow.commit import InputMark
@@ -37,11 +38,17 @@ class Text(Protocol):
     def fill(self, size: int, /) -> bytes: ...
 
 
-class Block(NamedTuple):
-    """Some bytes of an input, and the mark behind the last line that ends in them, if any does."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some bytes of an input, and the mark behind the last line that ends in them, if any does.
+
+    Args:
+        pieces: The same bytes cut at each LF: counting lines for the mark and cutting them are one search.
+    """
 
     data: bytes
     mark: InputMark | None
+    pieces: list[bytes] | None = field(default=None, compare=False, repr=False)
 
 
 def plain_blocks(text: Text, block_bytes: int) -> Generator[Block]:
@@ -64,25 +71,26 @@ def marked_blocks(text: Text, block_bytes: int, start: InputMark, *, mid_line: b
     chain, size, ended = _Chain(start), block_bytes, False
     failed: Exception | None = None
     while not ended:
-        pieces: list[bytes] = []
+        reads: list[bytes] = []
         left = size
         try:
             while left and not ended:
-                pieces.append(text.read(left))
-                left -= len(pieces[-1])
-                ended = not pieces[-1]
+                reads.append(text.read(left))
+                left -= len(reads[-1])
+                ended = not reads[-1]
         except Exception as error:  # noqa: BLE001  # raised again behind the lines before it
             failed, ended = error, True
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data = reads[0] if len(reads) == 1 else b"".join(reads)
         if failed is not None:
             data = data[: data.rfind(b"\n") + 1]
         if mid_line and data:
             mid_line = False
             data = data[chain.take_line_end(data) :]
-        mark, behind = chain.take(data, last=ended and failed is None)
+        pieces = data.split(b"\n")
+        mark, behind = chain.take(data, len(pieces) - 1, last=ended and failed is None)
         size = block_bytes if mark is None else block_bytes - behind
         if data or mark is not None:
-            yield Block(data, mark)
+            yield Block(data, mark, pieces)
     if failed is not None:
         raise failed
 
@@ -104,10 +112,13 @@ class _Chain:
         self._hash.update(data[:length])
         return length
 
-    def take(self, data: bytes, *, last: bool) -> tuple[InputMark | None, int]:
+    def take(self, data: bytes, line_ends: int, *, last: bool) -> tuple[InputMark | None, int]:
         """Add bytes; return the mark behind the last line that ends in them, and how many are behind that.
 
         The ``last`` line is ended by the end of the input. A mark is made only where anything is new.
+
+        Args:
+            line_ends: How many LF are in ``data``.
         """
         end = len(data) if last else data.rfind(b"\n") + 1
         view = memoryview(data)
@@ -115,7 +126,7 @@ class _Chain:
             # A byte order mark alone is no line.
             self._in_line = not data.endswith(b"\n", 0, end) and not (self._bytes == 0 and data == BOM)
             self._add(view[:end])
-            self._lines += data.count(b"\n")
+            self._lines += line_ends
         mark = None
         if (end or last) and self._bytes > self._mark.bytes:
             self._lines += self._in_line

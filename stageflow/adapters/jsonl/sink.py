@@ -82,9 +82,9 @@ class JsonlSink:
             BrokenOutput: Standard output or a FIFO lost its reader.
             StorageError: They can't be written. A regular file holds no half line then.
         """
-        data = b"".join(line for _, line in batch)
+        data = b"".join([line for _, line in batch])
         if isinstance(self._output, StreamOutput):
-            await self._output.write(data)
+            await self._output.write(data, len(batch))
         else:
             assert self._output is not None
             self._output.write(data)

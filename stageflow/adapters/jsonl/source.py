@@ -50,6 +50,7 @@ class JsonlSource:
         block_bytes: How much is read at once. 256 KiB is some hundred records: the cost of a hand-over vanishes.
         max_input_bytes: Reading stops with :class:`RunStopped` when the input, decompressed, is larger; ``None``: any
             size.
+        marked: Give marks. Where nobody takes them, the making of their digests is saved.
         strict: A line with a key that comes twice is a bad record. Else its last value counts, and one warning names
             the first such line, if it is among the first 1,000 or so.
 
@@ -67,6 +68,7 @@ class JsonlSource:
         max_line_bytes: int = 64 * 1024 * 1024,
         block_bytes: int = 256 * 1024,
         max_input_bytes: int | None = None,
+        marked: bool = True,
         strict: bool = False,
     ) -> None:
         self.path: str | None = path
@@ -77,6 +79,7 @@ class JsonlSource:
         self._max_line_bytes = max_line_bytes
         self._block_bytes = block_bytes
         self._max_input_bytes = max_input_bytes
+        self._marked = marked
         self._strict = strict
         self._parser = self._new_parser()
         self._marks: list[InputMark] = []
@@ -162,7 +165,7 @@ class JsonlSource:
         reader = BlockReader(lambda: self._blocks(start))
         try:
             while (block := await self._receive(reader)) is not None:
-                portion = parser.feed(block.data)
+                portion = parser.feed(block.data, block.pieces)
                 self._keep(block.mark)
                 if portion is not None:
                     yield portion
@@ -259,9 +262,9 @@ class JsonlSource:
             raise self._failed(error) from error
 
     def _blocks(self, start: InputMark) -> Generator[Block]:
-        """The input in blocks, with marks if it is a regular file. Runs in the reader's thread."""
+        """The input in blocks, with marks if it is a regular file and they are wanted. Runs in the reader's thread."""
         with closing(self._open(watched=True)) as text:
-            if self._opened is None:
+            if self._opened is None or not self._marked:
                 yield from plain_blocks(text, self._block_bytes)
                 return
             mid_line = not text.seek(start.bytes) and start.lines > 0

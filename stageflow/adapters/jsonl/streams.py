@@ -51,8 +51,11 @@ class StreamOutput:
             except OSError:  # a stream in memory has no descriptor
                 self._stream = target
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, records: int) -> None:
         """Write all of ``data``; waits for the reader.
+
+        Args:
+            records: How many lines these are.
 
         Raises:
             BrokenOutput: Nobody reads any more.
@@ -63,15 +66,13 @@ class StreamOutput:
             if self._stream is not None:
                 self._stream.write(data)
                 sent = len(data)
-                return
-            if self._descriptor is None:
+            elif self._descriptor is None:
                 await self._open()
             while sent < len(data):
                 sent += await self._send(data[sent : sent + _CHUNK_BYTES] if self._polls else data[sent:])
         except OSError as error:
             raise self._failure(error, self._records + data[:sent].count(b"\n")) from error
-        finally:
-            self._records += data[:sent].count(b"\n")
+        self._records += records
 
     async def close(self, *, complete: bool) -> None:
         """Flush, and close what was opened here. A FIFO that got nothing is opened once, for its reader to see the end.
