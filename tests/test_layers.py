@@ -28,6 +28,7 @@ LAYERS: dict[str, int] = {
     "channel": 2,
     "graph": 2,
     "contexts": 2,
+    "plain": 2,
     "policies": 2,
     # 3 description
     "stage": 3,
@@ -37,7 +38,9 @@ LAYERS: dict[str, int] = {
     # 5 edges
     "adapters": 5,
     "ledger": 5,
+    "cache": 5,
     "report": 5,
+    "llm": 5,
     # 6 front
     "pipeline": 6,
     "loader": 6,
@@ -72,10 +75,12 @@ WORDS_ONLY = {5}
 
 DOORS = {
     "click": {"cli", "cli_options", "command"},
-    "tqdm": {"report.progress"},
+    "tqdm": {"report.progress.bar"},
     "uvloop": {"entry"},
     "aiostream": {"adapters.streams"},
-    "orjson": {"adapters.jsonl", "ledger", "retries", "testing"},
+    "orjson": {"adapters.jsonl", "ledger", "retries", "testing", "llm"},
+    "httptools": {"llm.wire"},
+    "jsonschema_rs": {"llm.schema"},
 }
 
 
@@ -193,6 +198,15 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_a_plain_import_loads_no_library() -> None:
     assert not loaded_by("import stageflow") & DOORS.keys()
+
+
+def test_the_client_for_models_is_loaded_by_those_who_ask_for_it() -> None:
+    loaded = "import sys, stageflow.cli\nprint(*[name for name in sys.modules if name.startswith('stageflow.llm')])"
+    done = subprocess.run(
+        [sys.executable, "-c", loaded], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT.parent
+    )
+    assert done.stdout.split() == []
+    assert not loaded_by("import stageflow.llm") & {"httptools", "jsonschema_rs", "uvloop"}
 
 
 def test_building_and_checking_a_job_loads_no_library() -> None:

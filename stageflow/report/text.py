@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from unicodedata import category, combining, east_asian_width
 
-__all__ = ["cells", "clip", "count", "counted", "duration", "pad", "percent", "printable", "rate"]
+__all__ = ["cells", "clip", "count", "counted", "duration", "pad", "percent", "printable", "rate", "shows"]
 
 # A string sequence (window title, clipboard, hyperlink) that never ends is left in, but loses its ESC like any other
 # that is not matched here: its text is harmless then, and may be all there is.
@@ -58,6 +58,15 @@ def clip(text: str, width: int) -> str:
             break
         kept.append(char)
     return "".join(kept).rstrip() + "…" if width > 0 else ""
+
+
+def shows(text: str, encoding: str | None) -> bool:
+    """Whether a stream of this encoding, UTF-8 where it names none, has all of these characters."""
+    try:
+        text.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def pad(text: str, width: int, *, right: bool = False) -> str:

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stageflow.report import picture
-from stageflow.report.layout import lay_out, spread
 from stageflow.report.picture import Picture, PictureNode, render
 
 FORMATS = ("text", "mermaid", "dot", "svg")
@@ -142,7 +141,7 @@ def test_the_lines_of_a_drawing_lead_where_the_edges_do(drawn: Picture) -> None:
 @given(graphs())
 @settings(max_examples=300, deadline=None)
 def test_any_drawing_can_be_followed(drawn: Picture) -> None:
-    with mock.patch.object(picture, "_WIDTH", 10_000):
+    with mock.patch.object(picture.text, "_WIDTH", 10_000):
         text = render(drawn, "text")
     assert (followed if "╭" in text else listed)(text) == all_edges(drawn)
 
@@ -150,7 +149,7 @@ def test_any_drawing_can_be_followed(drawn: Picture) -> None:
 @given(graphs())
 @settings(max_examples=100, deadline=None)
 def test_what_is_too_wide_becomes_a_list(drawn: Picture) -> None:
-    with mock.patch.object(picture, "_WIDTH", 5):
+    with mock.patch.object(picture.text, "_WIDTH", 5):
         text = render(drawn, "text")
     assert "╭" not in text
     assert listed(text) == all_edges(drawn)
@@ -292,55 +291,3 @@ def test_an_edge_given_twice_is_drawn_once(form: str) -> None:
 def test_what_can_not_be_drawn_is_refused(drawn: Picture, form: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(drawn, form)
-
-
-# The layout
-
-
-def crossings(layout_layers: tuple[tuple[int, ...], ...], links: tuple[tuple[int, int], ...]) -> int:
-    position = {vertex: place for layer in layout_layers for place, vertex in enumerate(layer)}
-    layer_of = {vertex: place for place, layer in enumerate(layout_layers) for vertex in layer}
-    return sum(
-        1
-        for upper, lower in links
-        for other, end in links
-        if layer_of[upper] == layer_of[other] and position[upper] < position[other] and position[lower] > position[end]
-    )
-
-
-def test_crossings_that_need_not_be_are_undone() -> None:
-    layout = lay_out(7, [(0, 1), (0, 2), (0, 3), (1, 6), (2, 5), (3, 4)])
-    assert crossings(layout.layers, layout.links) == 0
-
-
-def test_a_long_edge_runs_straight_down() -> None:
-    layout = lay_out(6, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 5)])
-    wide = {1: 9.0, 2: 41.0, 3: 5.0, 4: 25.0}
-    x = layout.place([1.0 if vertex.bend else wide.get(vertex.node, 9.0) for vertex in layout.vertices], 3)
-    assert len({x[vertex] for vertex in layout.routes[0, 5][1:-1]}) == 1
-
-
-def test_edges_of_one_vertex_share_their_bends() -> None:
-    layout = lay_out(5, [(0, 1), (1, 2), (2, 3), (3, 4), (0, 3), (0, 4)])
-    assert layout.routes[0, 3][:3] == layout.routes[0, 4][:3]
-    assert sum(vertex.bend for vertex in layout.vertices) == 3
-
-
-@given(
-    st.lists(st.tuples(st.floats(-100, 100), st.floats(0.1, 10), st.floats(0, 20)), min_size=1, max_size=8),
-)
-def test_spreading_keeps_the_spaces_and_can_not_be_bettered(places: list[tuple[float, float, float]]) -> None:
-    wanted, weights, spaces = ([place[column] for place in places] for column in range(3))
-    found = spread(wanted, weights, spaces[1:])
-    steps = [right - left for left, right in pairwise(found)]
-    assert all(step >= space - 1e-6 for step, space in zip(steps, spaces[1:], strict=True))
-
-    def cost(at: list[float]) -> float:
-        return sum(weight * (place - want) ** 2 for place, want, weight in zip(at, wanted, weights, strict=True))
-
-    # The problem is convex, so no better neighbour means none at all. Moving a tail or a head keeps the spaces.
-    for place in range(len(found)):
-        for step in (0.01, -0.01):
-            moved_tail = found[:place] + [at + abs(step) for at in found[place:]]
-            moved_head = [at - abs(step) for at in found[: place + 1]] + found[place + 1 :]
-            assert min(cost(moved_tail), cost(moved_head)) >= cost(found) - 1e-9

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageflow.report.text import cells, clip, duration, pad, percent, printable, rate
+from stageflow.report.text import cells, clip, duration, pad, percent, printable, rate, shows
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,12 @@ def test_rates(per_second: float, shown: str) -> None:
 
 def test_percent() -> None:
     assert percent(0.984) == "98 %"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "blocks"),
+    [("utf-8", True), (None, True), ("", True), ("cp437", True), ("ascii", False), ("latin-1", False), ("none", False)],
+)
+def test_what_a_stream_has_characters_for(encoding: str | None, blocks: bool) -> None:
+    assert shows("█", encoding) is blocks
+    assert shows("x", encoding) is (encoding != "none")
