@@ -7,9 +7,11 @@ The rules:
 * Senders that wait stand in line, and whoever takes an item lets the first of them in. (``Queue.put`` wakes a sender,
   which by the time it runs may find its room taken, and goes to the end of the line: under load an item was overtaken
   by thousands.) So while somebody waits the channel is full, and items leave in the order in which they were sent.
+* A sender need not wait itself: it may leave its item in the line, and be told when that has been let in.
 * Receivers without work are *parked*. An item wakes one of them, and no second one before that has come to look: the
-  channel is *attended*. Whoever takes an item and leaves others behind wakes the next. So sixty-four items cost two
-  wake-ups where the first receiver deals with all of them, and sixty-four where each makes its receiver wait.
+  channel is *attended*. Whoever takes an item and leaves others behind wakes the next, or several, where each item will
+  hold up its receiver for long. So sixty-four items cost two wake-ups where the first receiver deals with all of them,
+  and sixty-four where each makes its receiver wait.
 * A channel knows how many senders it has: the stages upstream, or the source. The last sender to close puts one end
   marker behind the last item.
 * A receiver that meets the marker puts it back and leaves, so one marker ends any number of receivers, and their
@@ -26,7 +28,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from stageflow.item import Item
 
@@ -42,8 +44,18 @@ class End(Enum):
 END: Final = End.END
 
 
+class Turn(Protocol):
+    """How a sender in line learns that its item has been let in: as a future does."""
+
+    def done(self) -> bool:
+        """It has left."""
+        ...
+
+    def set_result(self, result: None, /) -> None: ...
+
+
 Place = tuple[Item | End, asyncio.Future[None]]
-"""Of a sender in line: what it sends, and what it waits for."""
+"""Of a sender that waits in line: what it sends, and what it waits for."""
 
 
 class Channel(asyncio.Queue[Item | End]):
@@ -59,9 +71,9 @@ class Channel(asyncio.Queue[Item | End]):
         again: Items that were given back for another attempt; they come first, and are not bounded here: each keeps its
             place in the bound on open records.
         items: What it holds, the end marker included; for looking only.
-        attended: A receiver is on its way to look at the channel: woken or just started, and not there yet.
+        attended: How many receivers are on their way to look at the channel: woken or just started, and not there yet.
         parked: Receivers that wait to be woken.
-        line: Senders that wait for room, each with what it sends.
+        line: What is to be let in when there is room, each with whom to tell.
         awaited: What a sender waits for that has nothing in its hands yet.
         sent: Items that were ever put. ``peak_depth``: the most it ever held.
     """
@@ -73,9 +85,9 @@ class Channel(asyncio.Queue[Item | End]):
         super().__init__(queue_size)
         self.maxsize = queue_size
         self.again: deque[Item] = deque()
-        self.attended = False
+        self.attended = 0
         self.parked: deque[asyncio.Future[None]] = deque()
-        self.line: deque[Place] = deque()
+        self.line: deque[tuple[Item | End, Turn]] = deque()
         self.awaited: asyncio.Future[None] | None = None
         self.sent = 0
         self.peak_depth = 0
@@ -217,6 +229,23 @@ class Channel(asyncio.Queue[Item | End]):
             self.tell_of_room()
         return item
 
+    def try_next(self) -> Item | None:
+        """Take the first item, if there is one; the end marker is left where it is."""
+        if self.again:
+            return self.again.popleft()
+        items = self.items
+        if not items:
+            return None
+        item = items[0]
+        if item is END:
+            return None
+        items.popleft()
+        if self.line:
+            self.let_in()
+        if self.awaited is not None:
+            self.tell_of_room()
+        return item
+
     async def receive(self, *, first: bool = False) -> Item | End:
         """Take the first item, or the end marker, as soon as there is one. A cancelled wait takes nothing.
 
@@ -240,18 +269,18 @@ class Channel(asyncio.Queue[Item | End]):
             if turn in self.parked:
                 self.parked.remove(turn)
             if turn.done() and not turn.cancelled():
-                self.attended = False
+                self.attended -= 1
                 self.wake()  # the wake-up was ours and we do not use it: pass it on
             raise
-        self.attended = False
+        self.attended -= 1
 
-    def wake(self) -> None:
-        """Send a parked receiver to look, if there is something to see and nobody on its way."""
-        while self.parked and (self.items or self.again) and not self.attended:
+    def wake(self, most: int = 1) -> None:
+        """Send parked receivers to look, if there is something to see, until so many are on their way."""
+        while self.parked and (self.items or self.again) and self.attended < most:
             turn = self.parked.popleft()
             if not turn.done():
                 turn.set_result(None)
-                self.attended = True
+                self.attended += 1
 
     async def close(self) -> None:
         """One sender is done. After the last one, waits for room and puts the end marker."""

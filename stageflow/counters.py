@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from math import log2
 
-__all__ = ["INSTANT", "Histogram", "RunCounters", "StageCounters"]
+__all__ = ["COUNTED_TOGETHER", "INSTANT", "Histogram", "RunCounters", "StageCounters"]
 
 _PER_OCTAVE = 8
 INSTANT = 2.0**-16
@@ -12,6 +13,10 @@ INSTANT = 2.0**-16
 
 _OFFSET = 16 * _PER_OCTAVE  # the index of the smallest duration that has a bucket of its own is 0
 _BUCKETS = _OFFSET + 20 * _PER_OCTAVE  # up to 2**20 seconds, twelve days
+_UPPER_ENDS = [2.0 ** ((bucket + 1 - _OFFSET) / _PER_OCTAVE) for bucket in range(_BUCKETS)]
+
+COUNTED_TOGETHER = 512
+"""Calls whose times are counted together."""
 
 
 class Histogram:
@@ -35,6 +40,25 @@ class Histogram:
             self.instant += times
         else:
             self.counts[int(log2(seconds) * _PER_OCTAVE + _OFFSET)] += times
+
+    def add_all(self, durations: list[float]) -> None:
+        """Count many durations at once; the list is sorted by that.
+
+        The time is that of sorting: then each bucket takes one look, and there are few of them.
+        """
+        durations.sort()
+        done = bisect_left(durations, INSTANT)
+        self.instant += done
+        while done < len(durations):
+            bucket = int(log2(durations[done]) * _PER_OCTAVE + _OFFSET)
+            end = bisect_left(durations, _UPPER_ENDS[bucket], done + 1)
+            self.counts[bucket] += end - done
+            done = end
+
+    def merge(self, other: Histogram) -> None:
+        """Add what another one has counted."""
+        self.instant += other.instant
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
 
     def quantile(self, q: float) -> float | None:
         """The seconds that a share ``q`` (0 to 1) of the durations does not exceed; None if there is none."""
@@ -63,21 +87,23 @@ class StageCounters:
         abandoned: Calls that outlived their cancellation.
         tokens: What handlers reported.
         waiting: Items that wait for their next attempt, and calls that wait for a permit.
+        calls: Seconds that calls took and that are not counted yet; whoever adds many counts them now and then.
         busy_seconds, blocked_seconds, waiting_seconds: Worker time in the handler, waiting for room in the next
             channel, and waiting for a permit.
     """
 
     __slots__ = (
+        "_busy_seconds",
+        "_latency",
         "abandoned",
         "blocked",
         "blocked_seconds",
-        "busy_seconds",
+        "calls",
         "cancelled",
         "dead",
         "degraded",
         "dropped",
         "in_flight",
-        "latency",
         "passed",
         "peak_in_flight",
         "retries",
@@ -102,24 +128,52 @@ class StageCounters:
         self.tokens = 0
         self.waiting = 0
         self.waiting_seconds = 0.0
-        self.busy_seconds = 0.0
         self.blocked_seconds = 0.0
-        self.latency = Histogram()
+        self.calls: list[float] = []
+        self._busy_seconds = 0.0
+        self._latency = Histogram()
+
+    @property
+    def busy_seconds(self) -> float:
+        self.count_calls()
+        return self._busy_seconds
+
+    @property
+    def latency(self) -> Histogram:
+        """The durations of all calls."""
+        self.count_calls()
+        return self._latency
+
+    def add(self, other: StageCounters) -> None:
+        """Add what others have counted of the same stage; peaks, too."""
+        other.count_calls()
+        for name in self.__slots__:
+            if name == "_latency":
+                self._latency.merge(other._latency)
+            elif name != "calls":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def count_instant(self, items: int, seconds: float) -> None:
         """Count ``items`` that passed without waiting for anything, and took ``seconds`` together."""
         self.passed += items
-        self.busy_seconds += seconds
-        self.latency.add(seconds / items, items)
+        self._busy_seconds += seconds
+        if seconds < INSTANT * items:
+            self._latency.instant += items
+        else:
+            self._latency.add(seconds / items, items)
 
     def count_call(self, seconds: float) -> None:
         """Count the time of one call; what became of it is counted apart."""
-        self.busy_seconds += seconds
-        # As Histogram.add, which would cost a call more, for each call of a handler that waits.
-        if seconds < INSTANT:
-            self.latency.instant += 1
-        else:
-            self.latency.counts[int(log2(seconds) * _PER_OCTAVE + _OFFSET)] += 1
+        self.calls.append(seconds)
+        if len(self.calls) >= COUNTED_TOGETHER:
+            self.count_calls()
+
+    def count_calls(self) -> None:
+        """Count what stands in ``calls``."""
+        if self.calls:
+            self._busy_seconds += sum(self.calls)
+            self._latency.add_all(self.calls)
+            self.calls.clear()
 
 
 class RunCounters:

@@ -167,44 +167,52 @@ class Feeder:
         One more than that is read, and waits in the hand of who reads: reading is held back with it.
         """
         engine, hand = self._engine, list[Entry]()
-        while hand := hand + self._read(entries, engine.room + 1 - len(hand)):
-            taken = await engine.feed_some(hand)
+        while True:
+            room = engine.room
+            if room >= len(hand) and self._failure is None:
+                hand += self._read(entries, room + 1 - len(hand))
+            if not hand:
+                return True
+            if room == 0 and await engine.wait_for_room():
+                continue
+            taken = engine.feed_many(hand) or int(await engine.feed(*hand[0]))
             if not taken:
                 return False
             self._counters.read += taken
             hand = hand[taken:]
-        return True
 
     def _read(self, entries: Iterator[Entry], count: int) -> list[Entry]:
-        read = list(islice(entries, max(0, count)))
-        for _, record in read if self._overwritten else ():
-            if record.__class__ is dict and not self._overwritten.isdisjoint(record):
-                self._tell_overwritten(record)
-        self._recorder.expect(read)
-        return read
-
-    def _wanted(self, portion: Iterable[Entry]) -> Iterator[Entry]:
-        """The entries of a portion that are to be done: within the limit, and not settled by earlier runs.
-
-        What ends the run, an error of the caller's own iterable or a bad line, is kept until those before it are in.
-        """
-        done, limit, stop_at_bad = self._resumption.done, self._limit, self._stop_at_bad
-        known = len(done)
+        """The next entries. What ends the run, such as an error of the caller's own, is kept until those are in."""
+        read: list[Entry] = []
         try:
-            for entry in portion:
-                self._place += 1
-                if entry[0] >= known or not done[entry[0]]:
-                    if stop_at_bad and type(entry[1]) is BadRecord:
-                        self._failure = self._bad_input(*entry)
-                        return
-                    yield entry
-                if self._place == limit:
-                    return
+            read.extend(islice(entries, count))  # unlike list(), it keeps what came before an error
         except StageflowError as error:
             self._failure = error
         except Exception as error:  # noqa: BLE001 - the caller's own iterable
             self._failure = SourceFailed(f"the source failed: {describe(error)}")
             self._failure.__cause__ = error
+        if self._overwritten:
+            self._look_for_overwritten([record for _, record in read if type(record) is dict])
+        self._recorder.expect(read)
+        return read
+
+    def _wanted(self, portion: Iterable[Entry]) -> Iterator[Entry]:
+        """The entries of a portion that are to be done: within the limit, and not settled by earlier runs."""
+        if self._resumption.done or self._limit is not None or self._stop_at_bad:
+            return self._filtered(portion)
+        return iter(portion)
+
+    def _filtered(self, portion: Iterable[Entry]) -> Iterator[Entry]:
+        done, limit, stop_at_bad = self._resumption.done, self._limit, self._stop_at_bad
+        known = len(done)
+        for entry in portion:
+            self._place += 1
+            if entry[0] >= known or not done[entry[0]]:
+                if stop_at_bad and type(entry[1]) is BadRecord:
+                    raise self._bad_input(*entry)
+                yield entry
+            if self._place == limit:
+                return
 
     async def _next(self, portions: AsyncGenerator[Iterable[Entry], None]) -> Iterable[Entry] | None:
         self._waiting = True
@@ -229,7 +237,7 @@ class Feeder:
         where = f"{self._source.path}:{index + 1}" if self._source.numbered else None
         return RunStopped(str(record.error), hint="run with --on-bad-input dead to set such lines aside", where=where)
 
-    def _tell_overwritten(self, record: Mapping[str, Any]) -> None:
-        for name in sorted(self._overwritten & record.keys()):
+    def _look_for_overwritten(self, records: list[dict[str, Any]]) -> None:
+        for name in sorted(self._overwritten & set().union(*records)):
             self._overwritten.discard(name)
             self._warn(f'the input field "{name}" is overwritten by the result of stage "{name}"')

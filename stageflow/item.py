@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, final
+from typing import Any, Final, Literal, NoReturn, final
 
 from stageflow.errors import RecordError
 
@@ -17,9 +17,11 @@ __all__ = [
     "Outcome",
     "Part",
     "ReadOnlyDict",
+    "STAND_INS",
     "Reentry",
     "done",
     "drop",
+    "items_of",
 ]
 
 Outcome = Literal["ok", "degraded", "skipped", "done"]
@@ -213,6 +215,34 @@ class Reentry:
     numbers: tuple[int, ...]
     parts: tuple[Part, ...] = ()
     written: bool = False
+
+
+STAND_INS: Final[frozenset[Any]] = frozenset({BadRecord, Reentry})
+"""What may stand in the place of a record, and does not simply go to the first stages."""
+
+_new_item: Final = Item.__new__
+
+
+def items_of(entries: Iterable[tuple[int, Any]], live: int) -> list[Item]:
+    """Make ``Item(index, record, live)`` of each entry, up to the first with a stand-in for a record.
+
+    As the initializer of :class:`Item` does it, but in one loop: to call that costs as much as all it sets.
+    """
+    items: list[Item] = []
+    for index, record in entries:
+        if type(record) is not dict and type(record) in STAND_INS:
+            break
+        item = _new_item(Item)
+        item.index = index
+        item.record = record
+        item.live = live
+        item.results = {}
+        item.closed = False
+        item.cut = None
+        item.notes = None
+        item.parent = None
+        items.append(item)
+    return items
 
 
 class ReadOnlyDict(dict[str, Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import datetime
+import itertools
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from math import isfinite
@@ -16,8 +17,9 @@ from stageflow.errors import ContextConflict, RecordError, ResultError
 from stageflow.item import BadRecord, Failure, Item, Note
 from stageflow.plan import Plan
 from stageflow.policies.redact import redact
+from stageflow.protocols import unchanged
 
-__all__ = ["dead_letter", "family", "output_maker", "output_record", "output_records"]
+__all__ = ["bulk_maker", "dead_letter", "family", "output_record", "output_records"]
 
 _TRACE_CHARS: Final = 8192
 _DEEPEST: Final = 200
@@ -112,32 +114,62 @@ def _written(notes: Mapping[str, Note]) -> dict[str, Any]:
     }
 
 
-def output_maker(plan: Plan) -> Callable[[Item], dict[str, Any]]:
-    """Compile :func:`output_record` for the items that went the ordinary way: no loop.
+def bulk_maker(plan: Plan, encode: Callable[[Any], Any], *, sized: bool) -> Callable[..., int]:
+    """Compile what makes the lines of many settled items: :func:`output_record` without its loops, and ``encode``.
 
-    What went another way (notes, children, a stage that did not run, a record that is no dict) takes the loop. As in
-    :mod:`stageflow.engine.binding`, the text of the expression holds names of stages only, which are identifiers.
+    Returns:
+        A function of an iterator of items, a list of indices and a list of lines to add to, and the most bytes that
+        these should have together. It stops behind the first item that is not the ordinary one (it failed, left, has
+        notes, lacks a result, or is not encoded), which it leaves to others, and where there are as many bytes; it
+        answers with the bytes. As in :mod:`stageflow.engine.binding`, the text holds names of stages only, which are
+        identifiers.
     """
+    names = list(plan.stages)
     if plan.context is not None or plan.emitted is not None:
-        return lambda item: output_record(item, plan)
-    # One store after another: a display such as {**record, "a": ...} makes a second dict of the rest, and merges it.
-    fields = "".join(f"; output[{name!r}] = results[{name!r}]" for name, stage in plan.stages.items() if stage.emit)
-    names: dict[str, Any] = {"output_record": output_record, "plan": plan}
-    exec(_OUTPUT.format(fields=fields), names)
-    output: Callable[[Item], dict[str, Any]] = names["output"]
-    return output
+        made = "line = output_record(item, plan)"
+    elif _is_chain(plan):
+        made = "line = item.record | results"
+    else:
+        # One store after another: a display such as {**record, "a": ...} makes a second dict of the rest.
+        stores = [f"line[{name!r}] = results[{name!r}]" for name in names if plan.stages[name].emit]
+        made = "; ".join(["line = item.record.copy()", *stores])
+    known: dict[str, Any] = {
+        "output_record": output_record,
+        "plan": plan,
+        "encode": encode,
+        "Refusal": (ContextConflict, ResultError),
+    }
+    encoded = "" if encode is unchanged else "line = encode(line)"
+    counted = "size += len(line)\n            if size > most: break" if sized else ""
+    exec(_BULK.format(stages=len(names), made=made, encoded=encoded, counted=counted), known)
+    compiled: Callable[..., int] = known["bulk"]
+    return compiled
 
 
-_OUTPUT: Final = """
-def output(item):
-    if item.notes is None and item.parent is None and type(item.record) is dict:
-        results = item.results
-        try:
-            output = item.record.copy(){fields}
-            return output
-        except KeyError:
-            pass  # a stage did not run
-    return output_record(item, plan)
+def _is_chain(plan: Plan) -> bool:
+    """Whether stages end in the order of their definition, always, and all results are written."""
+    stages = list(plan.stages.values())
+    return all(stage.emit for stage in stages) and all(
+        above.name in below.dependencies for above, below in itertools.pairwise(stages)
+    )
+
+
+_BULK: Final = """
+def bulk(items, indices, lines, most):
+    size = 0
+    try:
+        for item in items:
+            results = item.results
+            if item.notes is not None or item.closed or len(results) != {stages} or type(item.record) is not dict:
+                break
+            {made}
+            {encoded}
+            lines.append(line)
+            indices.append(item.index)
+            {counted}
+    except Refusal:
+        pass
+    return size
 """
 
 

@@ -14,7 +14,7 @@ from stageflow.counters import RunCounters
 from stageflow.errors import ContextConflict, ItemError, ResultError, RunStopped
 from stageflow.events import Event, RecordDead
 from stageflow.item import BadRecord, Failure, Item
-from stageflow.output import dead_letter, family, output_maker, output_records
+from stageflow.output import bulk_maker, dead_letter, family, output_record, output_records
 from stageflow.plan import Plan
 from stageflow.policies.redact import secrets_of
 from stageflow.policies.tolerance import FailureRate
@@ -25,6 +25,15 @@ __all__ = ["Recorder", "failure_watch"]
 _COMMIT_RECORDS: Final = 256
 _COMMIT_BYTES: Final = 1024 * 1024
 """A commit is cut when it has so much: what is lost of it in a crash is done again, and a retry reads whole ones."""
+
+_WORTHWHILE: Final = 64
+"""Records for which it is not worth while to wait for more of them."""
+
+_PATIENCE: Final = 16
+"""Turns of the loop in which to wait for those."""
+
+_QUIET_TURNS: Final = 8
+"""Turns of the loop without one more record after which a commit for a ledger is as large as it will be."""
 
 
 class Recorder:
@@ -82,7 +91,7 @@ class Recorder:
         self._early: dict[int, Item] = {}
         self._more = asyncio.Event()
         self._closed = False
-        self._make = output_maker(plan)
+        self._make_all = bulk_maker(plan, encode, sized=sized)
         # A record that has children, or is tried again, is never the ordinary one: those are told apart once, here.
         self._unusual = retrying or any(stage.fans_out for stage in plan.stages.values())
         self._held: list[tuple[Item, Sequence[Item]]] = []
@@ -143,8 +152,24 @@ class Recorder:
             await self._more.wait()
             self._more.clear()
             while self._settled:
+                await self._gather()
                 await self._write_commit()
         await self._write_commit()  # what waited for a verdict until now, and the last marks
+
+    async def _gather(self) -> None:
+        """Let others run while they settle more: a commit costs several times what a turn of the loop does.
+
+        One that a thread writes costs most while the loop has work, too, for then both want the interpreter's lock. So
+        it is put off until it is full or nothing has settled for some turns, but never for long.
+        """
+        most, patience = (_COMMIT_RECORDS, _QUIET_TURNS) if self._sized else (_WORTHWHILE, 1)
+        count, quiet = len(self._settled), 0
+        for _ in range(_PATIENCE):
+            if quiet == patience or count >= most or self._closed:
+                return
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._settled) == count else 0
+            count = len(self._settled)
 
     async def _write_commit(self) -> None:
         batch = self._next_batch()
@@ -163,36 +188,28 @@ class Recorder:
     def _next_batch(self) -> _Batch:
         """What has settled so far, up to the bounds of a commit."""
         settled, batch = self._settled, _Batch()
-        make, encode, unusual, sized = self._make, self._encode, self._unusual, self._sized
-        commit = batch.commit
-        ordinals, lines = commit.ordinals, commit.lines
-        taken = whole = size = 0
-        for item in list(islice(settled, _COMMIT_RECORDS)) if sized else list(settled):
-            taken += 1
-            if item.closed or unusual:
-                size += self._sort(item, batch)
-            else:
-                try:
-                    line = encode(make(item))
-                except (ContextConflict, ResultError):
-                    size += self._judged(item, (), batch)
-                else:
-                    ordinals.append(item.index)
-                    lines.append(line)
-                    whole += 1
-                    if sized:
-                        size += len(line)
-            if size > _COMMIT_BYTES:
-                break
+        lines, ordinals = batch.commit.lines, batch.commit.ordinals
+        items = list(islice(settled, _COMMIT_RECORDS)) if self._sized else list(settled)
+        each = iter(items)
+        taken = size = 0
+        while taken < len(items) and size <= _COMMIT_BYTES:
+            if not self._unusual:
+                before = len(lines)
+                size += self._make_all(each, ordinals, lines, _COMMIT_BYTES - size)
+                made = len(lines) - before
+                batch.written += made
+                taken += made
+            if taken < len(items) and size <= _COMMIT_BYTES:
+                size += self._sort(items[taken], batch)
+                taken += 1
         if taken == len(settled):
             settled.clear()
         else:
             for _ in range(taken):
                 settled.popleft()
         batch.taken = taken
-        batch.written += whole
         self._review(batch)
-        commit.marks, self._marks = self._marks, []
+        batch.commit.marks, self._marks = self._marks, []
         return batch
 
     def _sort(self, record: Item, batch: _Batch) -> int:
@@ -211,7 +228,7 @@ class Recorder:
         places = []
         for item in output_records(record, self._plan, on_partial=self._plan.on_partial):
             try:
-                commit.lines.append(self._encode(self._make(item)))
+                commit.lines.append(self._encode(output_record(item, self._plan)))
             except (ContextConflict, ResultError) as error:
                 self._refuse(item, error, batch)
             else:

@@ -15,7 +15,7 @@ from stageflow.commit import LetterPlace
 from stageflow.engine.resources import opened
 from stageflow.engine.run import Engine
 from stageflow.item import Item
-from stageflow.output import dead_letter, family, output_maker, output_records
+from stageflow.output import dead_letter, family, output_record, output_records
 from stageflow.protocols import Entry
 from stageflow.retries import reentries
 from stageflow.testing import run_virtual
@@ -71,10 +71,9 @@ def run(
 
     engine: Any = None
     run_virtual(main(), seed=seed)
-    write = output_maker(plan)
     for record in ran.settled:
         assert record.live == 0
-        ran.lines += [json.loads(json.dumps(write(each))) for each in output_records(record, plan)]
+        ran.lines += [json.loads(json.dumps(output_record(each, plan))) for each in output_records(record, plan)]
         for item in family(record):
             if item.failure is not None:
                 letter = dead_letter(item, item.failure, path=None, numbered=False, plan=plan, upstream=upstream)

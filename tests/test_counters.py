@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stageflow.counters import INSTANT, Histogram, StageCounters
+from stageflow.counters import COUNTED_TOGETHER, INSTANT, Histogram, StageCounters
 
 SECONDS = st.floats(INSTANT, 10_000.0, allow_nan=False)
 DURATIONS = st.one_of(SECONDS, st.floats(0.0, INSTANT, exclude_max=True), st.sampled_from([1.0, 2.0, 0.5, 0.001]))
@@ -59,3 +59,37 @@ def test_what_did_not_wait_is_counted_many_at_a_time() -> None:
     assert counters.busy_seconds == 2.00005
     assert counters.latency.quantile(0.5) == 0.0
     assert counters.latency.quantile(1.0) == pytest.approx(2.0, rel=0.09)
+
+
+@given(st.lists(DURATIONS, min_size=1, max_size=60), st.sampled_from([0.01, 0.25, 0.5, 0.95, 0.99, 1.0]))
+def test_many_durations_are_counted_at_once_as_well_as_one_by_one(durations: list[float], q: float) -> None:
+    made = Histogram()
+    made.add_all(list(durations))
+    exact = sorted(durations)[max(1, ceil(round(q * len(durations), 9))) - 1]
+    assert made.quantile(q) == (pytest.approx(exact, rel=0.09) if exact >= INSTANT else 0.0)
+    assert made.instant + sum(made.counts) == len(durations)
+
+
+def test_calls_are_counted_before_they_are_many_and_whenever_somebody_asks() -> None:
+    counters = StageCounters()
+    for _ in range(COUNTED_TOGETHER - 1):
+        counters.count_call(0.5)
+    assert len(counters.calls) == COUNTED_TOGETHER - 1
+    counters.count_call(0.5)
+    assert counters.calls == []
+    counters.count_call(0.5)
+    assert counters.busy_seconds == (COUNTED_TOGETHER + 1) / 2
+    assert counters.latency.quantile(1.0) == pytest.approx(0.5, rel=0.09)
+
+
+def test_what_others_counted_is_added() -> None:
+    one, other = StageCounters(), StageCounters()
+    one.count_call(1.0)
+    one.passed = 3
+    for seconds in (1.0, 4.0, 4.0):
+        other.count_call(seconds)
+    other.passed, other.retries = 2, 1
+    one.add(other)
+    assert (one.passed, one.retries, one.busy_seconds) == (5, 1, 10.0)
+    assert one.latency.quantile(0.5) == pytest.approx(1.0, rel=0.09)
+    assert one.latency.quantile(0.75) == pytest.approx(4.0, rel=0.09)

@@ -168,3 +168,36 @@ def test_a_record_that_is_tried_again_settles_its_letters() -> None:
     assert (commit.ordinals, commit.resolved) == ([0, 1, 2], [0, 4, 1, 2])
     assert commit.replaced == [0], "what was done from the start takes the place of what was written before"
     assert (counters.written, counters.dead) == (2, 1)
+
+
+def test_what_settles_in_one_turn_of_the_loop_after_the_other_is_one_commit() -> None:
+    async def feed(recorder: Recorder) -> None:
+        for index in range(8):
+            recorder.settled(item(index))
+            await asyncio.sleep(0)
+
+    output, _, released = record(feed)
+    assert [commit.ordinals for commit in output.commits] == [list(range(8))]
+    assert (output.times, released) == ([0], [(1, 8)])
+
+
+def test_a_record_after_which_none_comes_is_written_at_once() -> None:
+    async def feed(recorder: Recorder) -> None:
+        recorder.settled(item(0))
+        await asyncio.sleep(0.5)
+        recorder.settled(item(1))
+
+    output, _, _ = record(feed)
+    assert [commit.ordinals for commit in output.commits] == [[0], [1]]
+    assert output.times == [0, 1]
+
+
+def test_an_endless_trickle_is_written_all_the_same() -> None:
+    async def feed(recorder: Recorder) -> None:
+        for index in range(100):
+            recorder.settled(item(index))
+            await asyncio.sleep(0)
+
+    output, _, _ = record(feed)
+    assert [ordinal for commit in output.commits for ordinal in commit.ordinals] == list(range(100))
+    assert 10 <= len(output.commits[0].ordinals) <= 20

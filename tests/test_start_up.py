@@ -91,4 +91,7 @@ def test_a_run_loads_nothing_for_what_it_does_not_meet(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
     loaded = loaded_by(command("run", "job.py", "in.jsonl", "-o", "out.jsonl"), tmp_path)
     assert "stageflow.ledger" in loaded
-    assert loaded & (RARE | {"aiostream", "stageflow.chaos", "stageflow.replicas", "stageflow.sweep", "stageflow.testing"}) == set()
+    assert (
+        loaded & (RARE | {"aiostream", "stageflow.chaos", "stageflow.replicas", "stageflow.sweep", "stageflow.testing"})
+        == set()
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from stageflow.commit import InputMark
 from stageflow.errors import StorageError
-from stageflow.protocols import Entry
+from stageflow.protocols import Entry, unchanged
 
 __all__ = ["CallableSink", "IterableSource", "ListSink"]
 
@@ -90,9 +90,7 @@ class ListSink:
     def open(self) -> None:
         """Nothing to do."""
 
-    def encode(self, record: Any) -> Any:
-        """The record itself."""
-        return record
+    encode = staticmethod(unchanged)
 
     async def write(self, batch: Sequence[Entry]) -> None:
         """Append the records."""
@@ -116,9 +114,7 @@ class CallableSink:
     def open(self) -> None:
         """Nothing to do."""
 
-    def encode(self, record: Any) -> Any:
-        """The record itself."""
-        return record
+    encode = staticmethod(unchanged)
 
     async def write(self, batch: Sequence[Entry]) -> None:
         """Call the function with each record.

@@ -92,8 +92,8 @@ class Crew:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.abandoned.discard(task)
-        if task in self._tasks:
-            self._tasks.discard(task)
+        self._tasks.discard(task)
+        if not self._tasks:
             self._changed.set()
         error = None if task.cancelled() else task.exception()
         if error is not None:

@@ -13,27 +13,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from stageflow.channel import END, Channel
-from stageflow.counters import StageCounters
-from stageflow.engine.attempt import GONE, Attempts, asked_for
+from stageflow.counters import COUNTED_TOGETHER, StageCounters
+from stageflow.engine.attempt import GONE, Attempts
+from stageflow.engine.batches import BatchWorker
 from stageflow.engine.crew import Crew
 from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
+from stageflow.engine.failing import Failing
 from stageflow.engine.gate import Gate
-from stageflow.engine.judge import Judge, Ruling
+from stageflow.engine.judge import Judge
+from stageflow.engine.lodging import Lodging
 from stageflow.engine.routing import Router
-from stageflow.engine.turn import Pace
-from stageflow.engine.worker import BatchWorker, Worker
-from stageflow.errors import AttemptTimeout, RunStopped
-from stageflow.item import Exit, Failure, Item, Note
-from stageflow.policies.failure import Degrade
+from stageflow.engine.turn import MOST_ALONE, Pace
+from stageflow.engine.worker import Worker
+from stageflow.item import Exit, Item, Note
 from stageflow.stage import Stage
 
 __all__ = ["GONE", "Pool"]
-
-_WAITS: Final = Exit("wait")
-"""The item comes again."""
 
 
 class Pool:
@@ -48,10 +46,11 @@ class Pool:
         clock: Seconds, from any origin.
 
     Attributes:
-        workers: How many there are, abandoned ones not counted.
+        workers: How many there are, abandoned ones not counted. ``busy``: those that have something in hand.
+        lodging: Items that were finished here and have no room below.
         only: The channel of the one stage below, where every item goes on to it and to nothing else.
         last: No stage comes after this one.
-        judge: Decides what failures mean for the record, the stage and the run.
+        judge: Decides what failures mean for the record, the stage and the run. ``failing``: carries it out.
         crew: Where its tasks are.
         turn: Calls the handler for one item of a bulk after the other; see :meth:`Binder.turn`.
         pace: How many such a bulk may have.
@@ -81,7 +80,10 @@ class Pool:
         self.router = router
         self.clock = clock
         self.counters = StageCounters()
+        self.failing = Failing(self)
         self.workers = 0
+        self.busy = 0
+        self.lodging = Lodging(self.counters, clock, self._attend_again)
         self.only: Channel | None = None
         self.last = True
         self.crew = crew
@@ -91,7 +93,6 @@ class Pool:
         self._present: dict[Worker, None] = {}  # in the order in which they were started
         self._returning: dict[int, asyncio.TimerHandle] = {}
         self._returned = asyncio.Event()
-        self._held = 0
         self._late = 0
         self.reported: dict[Item, int] = {}
         self._deadlines = Deadlines(stage.timeout, self._present, clock=clock, abandon=self._abandon)
@@ -123,17 +124,14 @@ class Pool:
         """The run is over: what still waits for another attempt is given back."""
         for timer in self._returning.values():
             timer.cancel()
-        if self.judge.probation == "tripped":
-            # What was held back until this verdict is not done, so it did not die here.
-            self.counters.dead -= self._held
-            self.counters.cancelled += self._held
-            self._held = 0
+        self.failing.close()
         given_back = len(self._returning) + len(self.channel.again)
         self.counters.cancelled += given_back
         self.counters.waiting -= len(self._returning)
         self._returning.clear()
         self.channel.again.clear()
         self._deadlines.stop()
+        self.lodging.close()
 
     # Workers
 
@@ -147,14 +145,31 @@ class Pool:
         self._deadlines.resume(worker, since)
 
     def attend(self) -> None:
-        """Whoever took an item sees to it that somebody looks for the next."""
-        if self.channel.parked:
-            self.channel.wake()
-        elif self.workers < self.stage.max_in_flight:
+        """Whoever took an item sees to it that somebody looks for the next; as many as are busy, where calls take long.
+
+        Who would have to leave again is not called: finished items with no room below take up places. And at a gate
+        one comes after the other, so that no stage fills the line before a limit that it shares.
+        """
+        most = self.stage.max_in_flight
+        one = self.pace.brief or self.gate.shut
+        wanted = 1 if one else max(1, min(self.busy, len(self.channel.items)))
+        wanted = min(wanted, most - self.busy - len(self.lodging.since))
+        self.channel.wake(wanted)
+        while self.channel.attended < wanted and self.workers < most and not self.channel.parked:
             self.start_worker()
 
+    def is_crowded(self, worker: Worker) -> bool:
+        """Whether finished items that have no room below take up the place of this worker."""
+        return self.busy + len(self.lodging.since) >= self.stage.max_in_flight + (not worker.idle)
+
+    def _attend_again(self) -> None:
+        """An item has found room below, and has left its place to a worker."""
+        channel = self.channel
+        if self.workers and (channel.items or channel.again) and not (channel.attended or self.cancelled):
+            self.attend()
+
     def start_worker(self) -> None:
-        self.channel.attended = True
+        self.channel.attended += 1
         self.workers += 1
         worker = BatchWorker(self) if self.stage.batch is not None else Worker(self)
         self._present[worker] = None
@@ -196,6 +211,7 @@ class Pool:
         self.crew.abandon(worker.task)
         self._present.pop(worker, None)
         self.counters.in_flight -= 1
+        self.busy -= not worker.idle
         self.workers -= 1
         self.left_behind()
         if self.crew.cancelled:
@@ -220,19 +236,22 @@ class Pool:
 
     async def _conclude_late(self, item: Item) -> None:
         try:
-            await self.conclude(item, await self.failed(item, self._timeout(), worker=None))
+            timeout = self.failing.timeout()
+            await self.conclude(item, await self.failing.outcome(item, timeout, worker=None))
         finally:
             self._late -= 1
             self._returned.set()
-
-    def _timeout(self) -> AttemptTimeout:
-        return AttemptTimeout(f"Timeout after {self.stage.timeout:g} s")
 
     # Turns
 
     def reach(self) -> int:
         """How many items the next turn can have: they are there, may pass the gate, and fit below."""
         most = self.pace.size
+        if len(self.counters.calls) >= COUNTED_TOGETHER:
+            self.counters.count_calls()
+        if not self.pace.ever:
+            self.pace.alone = MOST_ALONE
+            return 0
         for below in self._channels:
             room = below.maxsize - len(below.items)
             if room < most:
@@ -257,76 +276,6 @@ class Pool:
                     self._below[name].channel.put_all(ready)
 
     # What becomes of an item
-
-    def cancellation(self, error: BaseException, *, worker: Worker | None, items: int = 1) -> BaseException:
-        """The error as it concerns the item: the pool's own cancellation of a call is its timeout.
-
-        Raises:
-            asyncio.CancelledError: The run is cancelled. So is then whatever a handler makes of that.
-        """
-        if self.cancelled:
-            self.counters.cancelled += items
-            raise error if asked_for(error) else asyncio.CancelledError from error
-        if worker is not None and worker.timed_out:
-            worker.forgive()
-            if not asked_for(error):
-                return self._timeout() if isinstance(error, asyncio.CancelledError) else error
-        if asked_for(error):
-            _take_back_cancellation()  # the handler cancelled its own task, which is the worker's
-        return error
-
-    async def failed(self, item: Item, error: BaseException, *, worker: Worker | None) -> Any:
-        """What becomes of an item whose attempt raised ``error``: another attempt, a stand-in, or the end of it.
-
-        Returns:
-            The result to go on with, or an :class:`Exit`.
-
-        Raises:
-            asyncio.CancelledError: The run is cancelled.
-        """
-        error = self.cancellation(error, worker=worker)
-        reason = self.attempts.reason(item, error)
-        yielded = self._has_yielded(item)
-        ruling = self.judge.rule(item, reason, error, fresh=not yielded)
-        if ruling.wait is not None:
-            if item.closed:
-                return GONE
-            self._return_later(item, ruling.wait)
-            return _WAITS
-        # What a generator yielded in an earlier run is kept as what it yielded in this one, but it may be tried again.
-        yielded = yielded or self._resumes(item)
-        stands_in = not yielded and (self.stage.on_error == "skip" or isinstance(self.stage.on_error, Degrade))
-        if item.closed and (stands_in or any(each.failure is not None for each in item.lineage())):
-            return GONE
-        if stands_in and not ruling.withhold:
-            try:
-                value = await self.attempts.stand_in(item, reason)
-            except BaseException as second:  # noqa: BLE001 - the job's own code
-                reason = self.attempts.reason(item, self.cancellation(second, worker=worker))
-            else:
-                assert item.notes is not None, "a stand-in is noted"
-                outcome = item.notes[self.stage.name].outcome
-                self.counters.degraded += outcome == "degraded"
-                self.counters.skipped += outcome == "skipped"
-                return Exit("spread", [value]) if self.stage.fans_out else value
-        self._give_up(item, reason, ruling)
-        return GONE
-
-    def _give_up(self, item: Item, reason: BaseException, ruling: Ruling) -> None:
-        if item.failure is None:
-            attempts = item.attempt(self.stage.name)
-            item.failure = Failure(self.stage.name, reason, attempts, retryable=self.judge.retryable(reason))
-            item.withheld, item.held = ruling.withhold, ruling.hold
-            self._held += ruling.hold
-        # What a generator yielded before it failed is whole, and needs the results of the stages beside it.
-        if ruling.withhold or not (self._has_yielded(item) or self._resumes(item)):
-            item.close()
-        else:
-            item.broken = (*item.broken, self.stage.name)
-
-    def withhold(self, item: Item) -> None:
-        """Leave an item undone and start nothing more of it: its stage has stopped the run."""
-        self._give_up(item, RunStopped(self.judge.breaker.reason() or "stopped"), Ruling(withhold=True))
 
     async def depart(self, item: Item, value: Any) -> None:
         """Deal with an item that does not simply go on; see :class:`Exit`."""
@@ -434,13 +383,8 @@ class Pool:
         item.attempts[name] = item.attempts.get(name, 1) + 1
         self.counters.retries += 1
 
-    def _has_yielded(self, item: Item) -> bool:
-        return any(child.maker == self.stage.name for child in item.children or ())
-
-    def _resumes(self, item: Item) -> bool:
-        return item.resumed is not None and self.stage.name in item.resumed
-
-    def _return_later(self, item: Item, seconds: float) -> None:
+    def return_later(self, item: Item, seconds: float) -> None:
+        """The item comes again after so many seconds."""
         self.count_attempt(item)
         self.counters.waiting += 1
         self._returning[id(item)] = asyncio.get_running_loop().call_later(seconds, self._return, item)
@@ -466,10 +410,3 @@ class Pool:
         if told:
             self.counters.tokens += sum(told)
             self.gate.settle(worker.reserved, sum(told))
-
-
-def _take_back_cancellation() -> None:
-    task = asyncio.current_task()
-    assert task is not None, "a cancellation outside of any task"
-    while task.cancelling():
-        task.uncancel()

@@ -8,7 +8,7 @@ lives counts as one in its parent, and the record settles when its own number co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stageflow.item import Item
@@ -38,14 +38,21 @@ class Router:
         self._settled = settled
         self._settled_many = settled_many
         self.levels = any(plan.fan_outs.values()) or any(stage.fans_out for stage in plan.stages.values())
-        self._needed = {name: tuple(stage.dependencies) for name, stage in plan.stages.items()}
-        self._onward = {
-            name: [(child, [need for need in self._needed[child] if need != name]) for child in plan.children[name]]
-            for name in plan.order
-        }
+        self._onward = {name: list(self._may_follow(name)) for name in plan.order}
         self._descendants = {
             name: frozenset(below for below in plan.order if name in plan.ancestors[below]) for name in plan.order
         }
+
+    def _may_follow(self, stage: str) -> Iterator[tuple[str, frozenset[str]]]:
+        """Without fan-outs: the stages that an item may be ready for after ``stage``, and what that depends on.
+
+        All that ``stage`` itself depends on has finished by then, and nothing that depends on it.
+        """
+        ancestors = self._plan.ancestors
+        for child in self._plan.children[stage]:
+            others = frozenset(self._plan.stages[child].dependencies) - ancestors[stage] - {stage}
+            if not any(stage in ancestors[other] for other in others):
+                yield child, others
 
     def cut(self, item: Item, stage: str) -> None:
         """``done``: nothing that depends on ``stage`` is run for the item."""
@@ -62,7 +69,7 @@ class Router:
                 if self._complete(each, child)
             ]
         else:
-            ready = [(item, child) for child in children if self._arrive(item, child)]
+            ready = [(item, child) for child, others in self._onward[stage] if self._arrive(item, child, others)]
         for each, _ in ready:
             self._enter(each)
         return ready
@@ -144,19 +151,16 @@ class Router:
             self._enter(item.parent)
         item.live += 1
 
-    def _arrive(self, item: Item, stage: str) -> bool:
-        """One more dependency of ``stage`` has finished for the item: is it the last, and is the stage wanted?"""
-        if item.cut is not None and stage in item.cut:
-            return False
-        needed = self._needed[stage]
-        return len(needed) == 1 or all(need in item.results for need in needed)
+    def _arrive(self, item: Item, stage: str, others: frozenset[str]) -> bool:
+        """Whether the last of what ``stage`` depends on has finished for the item, and the stage is wanted."""
+        return (item.cut is None or stage not in item.cut) and item.results.keys() >= others
 
-    def _arrived(self, items: list[Item], stage: str, others: Sequence[str]) -> list[Item]:
-        """Those of the items that :meth:`_arrive`; ``others``: what the stage needs besides the one they come from."""
+    def _arrived(self, items: list[Item], stage: str, others: frozenset[str]) -> list[Item]:
+        """Those of the items that :meth:`_arrive`. Most joins are of one or two: those need no set for each item."""
         if not others:
             return [item for item in items if item.cut is None or stage not in item.cut]
         if len(others) > 1:
-            return [item for item in items if self._arrive(item, stage)]
+            return [item for item in items if self._arrive(item, stage, others)]
         (other,) = others
         return [item for item in items if other in item.results and (item.cut is None or stage not in item.cut)]
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from stageflow.channel import Channel
 from stageflow.engine import garbage
@@ -25,23 +25,20 @@ from stageflow.engine.targets import Target, target_of
 from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
-from stageflow.item import BadRecord, Failure, Item, Reentry
+from stageflow.item import STAND_INS, BadRecord, Failure, Item, Reentry, items_of
 from stageflow.plan import Plan
 from stageflow.protocols import Entry
 from stageflow.stage import Stage
 
 __all__ = ["Engine"]
 
-_SPECIAL: Final[frozenset[Any]] = frozenset({BadRecord, Reentry})
-"""What may stand in the place of a record and does not simply go to the first stages."""
-
 
 class Engine:
     """Runs records through a plan. An async context manager: leaving it ends the input and waits for what was accepted.
 
-    Records come in through :meth:`feed` and :meth:`feed_some`, which wait while the run is full, and :meth:`feed_many`,
-    which does not; each one that entered is handed to ``settled`` exactly once, unless the run is cancelled, and keeps
-    its credit until :meth:`release`.
+    Records come in through :meth:`feed`, which waits while the run is full, and :meth:`feed_many`, which does not. Each
+    one that entered is handed to ``settled`` exactly once, unless the run is cancelled, and keeps its credit until
+    :meth:`release`.
 
     Args:
         resources: What the stages take by the names of resources.
@@ -168,7 +165,7 @@ class Engine:
                 ) from error
         for pool in self.pools.values():
             pool.start_worker()
-        garbage.quieten()
+        garbage.quieten(sum(stage.max_in_flight for stage in self.plan.stages.values()))
         return self
 
     @property
@@ -183,35 +180,30 @@ class Engine:
         """Let one record in if that can be done without waiting; else :meth:`feed` it."""
         return bool(self.feed_many([(index, record)]))
 
-    async def feed_some(self, entries: Sequence[Entry]) -> int:
-        """Let in as many entries as there is room for, from the first on; waits until that is one at least.
-
-        Returns:
-            How many were let in; 0 where admission has ended. For a cancellation see :meth:`feed`.
-        """
-        if not (taken := self.feed_many(entries)) and self.credits.there and entries[0][1].__class__ not in _SPECIAL:
-            for channel in self._first:
-                await channel.wait_for_room()
-            taken = self.feed_many(entries)
-        return taken or int(await self.feed(*entries[0]))
-
     def feed_many(self, entries: Sequence[Entry]) -> int:
         """Let in as many entries as that can be done for without waiting, from the first on; :meth:`feed` the next.
 
         Returns:
             How many were let in.
         """
-        visits = len(self._first)
-        items: list[Item] = []
-        for index, record in entries[: self.room]:
-            if type(record) is not dict and type(record) in _SPECIAL:
-                break
-            items.append(Item(index, record, visits))
+        items = items_of(entries[: self.room], len(self._first))
         if items:
             self.credits.take_at_once(len(items))
             for channel in self._first:
                 channel.put_all(items)
         return len(items)
+
+    async def wait_for_room(self) -> bool:
+        """Wait until several records can be let in, if it is the channels that are full; who feeds does so alone.
+
+        Returns:
+            False where there is a credit to wait for, which :meth:`feed` does.
+        """
+        if not self.credits.there:
+            return False
+        for channel in self._first:
+            await channel.wait_for_room()
+        return True
 
     async def feed(self, index: int, record: Any) -> bool:
         """Let a record in: waits for a credit, then for room in the first channels. That wait is the backpressure.
@@ -229,7 +221,7 @@ class Engine:
         """
         if not self.credits.try_take() and not await self.credits.take():
             return False
-        if record.__class__ in _SPECIAL:
+        if record.__class__ in STAND_INS:
             for item, channel in self._entries(index, record):
                 await channel.send(item)
             return True

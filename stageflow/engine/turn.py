@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import types
 from collections.abc import Coroutine, Generator
-from math import inf
 from typing import Any, Final
 
 from stageflow.engine.binding import CLOSED
 
-__all__ = ["LONG", "TURN_SECONDS", "Pace", "begun"]
+__all__ = ["LONG", "MOST_ALONE", "TURN_SECONDS", "Pace", "begun"]
 
 TURN_SECONDS: Final = 0.001
 """What a worker may take before it lets others run."""
 
 _LARGEST: Final = 4096
-_MOST_ALONE: Final = 64
+MOST_ALONE: Final = 64
 """Calls by themselves until a turn is tried again, where none has gone through for long."""
 
 LONG: Final = 4
@@ -35,40 +34,47 @@ LONG: Final = 4
 class Pace:
     """How many items the next turn of a stage's workers may have, by how the last ones went.
 
-    Args:
-        ever: There can be turns.
-
     Attributes:
+        ever: There can be turns.
         size: Items, at least 1.
-        alone: How many calls are to be made one at a time before a turn is tried. Whoever makes one counts it here, as
-            :data:`LONG` where it took as long as a turn may: it could have held the loop.
+        alone: How many calls are to be made one at a time before a turn is tried. One that took as long as a turn may
+            counts as :data:`LONG`: it could have held the loop.
+        brief: The last of them did not: who made it will be back soon.
     """
 
-    __slots__ = ("_patience", "alone", "size")
+    __slots__ = ("_patience", "alone", "brief", "ever", "size")
 
     def __init__(self, *, ever: bool = True) -> None:
         self.size = 1
-        self.alone = 0.0 if ever else inf
+        self.alone = 0
+        self.ever = ever
+        self.brief = False
         self._patience = 1
+
+    def made_alone(self, seconds: float) -> None:
+        """A call was made by itself, and took so long."""
+        self.brief = seconds < TURN_SECONDS
+        self.alone -= 1 if self.brief else LONG
 
     def went_through(self, items: int, seconds: float) -> None:
         """No call of a turn waited."""
         self._patience = 1
         if items >= self.size:
             self.size = min(2 * items, _LARGEST)
-        self._spend(items, seconds)
+        if seconds > TURN_SECONDS:
+            self._shorten(items, seconds)
 
     def broke_off(self, finished: int, seconds: float = 0.0) -> None:
         """Of a turn so many items were finished; the call of the next one waits, or it failed, or left."""
         self.size = max(2 * finished, self.size // 2)
         if not self.size:
-            self._patience = min(2 * self._patience, _MOST_ALONE)
+            self._patience = min(2 * self._patience, MOST_ALONE)
             self.alone, self.size = self._patience, 1
-        self._spend(finished + 1, seconds)
-
-    def _spend(self, calls: int, seconds: float) -> None:
         if seconds > TURN_SECONDS:
-            self.size = min(self.size, max(1, int(calls * TURN_SECONDS / seconds)))
+            self._shorten(finished + 1, seconds)
+
+    def _shorten(self, calls: int, seconds: float) -> None:
+        self.size = min(self.size, max(1, int(calls * TURN_SECONDS / seconds)))
 
 
 def begun(turn: Coroutine[Any, Any, Any]) -> Any:

@@ -174,3 +174,26 @@ def test_many_children_take_time_in_proportion_to_their_number() -> None:
     routed = Routed({"a": [], "b": ["a"]}, fan_outs=("a",))
     children = [routed.spread("a", None)[0] for _ in range(50_000)]
     assert children[-1].path == (49_999,)
+
+
+def test_a_join_of_a_stage_and_of_what_comes_after_it_is_ready_behind_the_last() -> None:
+    edges = {"a": [], "b": ["a"], "c": ["a"], "d": ["a", "b", "c"], "e": ["a", "d"], "f": ["b", "c", "d", "e"]}
+    for order in (["b", "c"], ["c", "b"]):
+        routed = Routed(edges)
+        assert routed.finish("a") == [("b", ()), ("c", ())]
+        assert [routed.finish(stage) for stage in (*order, "d", "e")] == [[], [("d", ())], [("e", ())], [("f", ())]]
+        assert routed.finish("f") == []
+        assert routed.settled == [routed.record]
+
+
+def test_many_are_routed_as_one_is() -> None:
+    edges = {"a": [], "b": ["a"], "c": ["a"], "g": ["a"], "d": ["a", "b", "c", "g"]}
+    for last, before in (("b", ["c", "g"]), ("g", ["b", "c"])):
+        routed = Routed(edges)
+        items = [Item(index, {}, 2) for index in range(4)]
+        for item, there in zip(items, [before, before[:1], before, []], strict=True):
+            item.results.update(dict.fromkeys(["a", last, *there]))
+        items[2].cut = frozenset({"d"})
+        assert routed.router.next_of_all(items, last) == [("d", [items[0]])]
+        assert [item.live for item in items] == [2, 1, 1, 1]
+    assert routed.router.next_of_all(items[:2], "a") == [("b", items[:2]), ("c", items[:2]), ("g", items[:2])]

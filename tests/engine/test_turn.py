@@ -362,3 +362,79 @@ def test_a_collector_that_is_off_stays_off() -> None:
         assert gc.get_threshold()[0] == 0
     finally:
         gc.set_threshold(*before)
+
+
+def test_long_calls_begin_within_few_turns_of_the_loop() -> None:
+    """Whoever takes an item calls as many others as are busy, so that their number doubles."""
+    begun: list[float] = []
+    counting: list[asyncio.Task[int]] = []
+
+    async def turns_until_all_have_begun() -> int:
+        turns = 0
+        while len(begun) < 60:
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    async def long(x: int) -> int:
+        begun.append(asyncio.get_running_loop().time())
+        if not counting:
+            counting.append(asyncio.create_task(turns_until_all_have_begun()))
+        await asyncio.sleep(5)
+        return x
+
+    pipeline = Pipeline("long")
+    pipeline.add_stage("s", long, max_in_flight=60, queue_size=64)
+    run(pipeline, 120)
+    assert begun == [0.0] * 60 + [5.0] * 60
+    assert counting[0].result() <= 15
+
+
+def test_brief_calls_start_no_more_workers_than_they_keep_busy() -> None:
+    async def brief(x: int) -> int:
+        await asyncio.sleep(0)
+        return x
+
+    pipeline = Pipeline("brief")
+    pipeline.add_stage("s", brief, max_in_flight=64, queue_size=8)
+    report, output, _ = run(pipeline, 200)
+    assert [record["x"] for record in output] == list(range(200))
+    assert report.stages["s"].peak_in_flight <= 10
+
+
+@pytest.mark.parametrize("every", [2, 3, 10])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_calls_of_both_kinds_keep_to_limits_timeouts_and_order(every: int, workers: int) -> None:
+    """Some suspend for a turn of the loop, one is over its time, and one worker keeps the order they came in."""
+    in_progress, most = 0, 0
+
+    async def mixed(x: int) -> int:
+        nonlocal in_progress, most
+        in_progress += 1
+        most = max(most, in_progress)
+        try:
+            if x == 50:
+                await asyncio.sleep(100)
+            elif x % every == 0:
+                await asyncio.sleep(0)
+        finally:
+            in_progress -= 1
+        return x
+
+    async def after(s: int) -> int:
+        if s % 3 == 0:
+            await asyncio.sleep(0)
+        return s
+
+    pipeline = Pipeline("mixed")
+    pipeline.add_stage("s", mixed, max_in_flight=workers, queue_size=16, timeout=2.0)
+    pipeline.add_stage("t", after, max_in_flight=workers, queue_size=4)
+    report, output, dead = run(pipeline, 200)
+    found = [record["x"] for record in output]
+    assert sorted(found) == [x for x in range(200) if x != 50]
+    assert workers > 1 or found == sorted(found)
+    assert ([letter["index"] for letter in dead], report.seconds) == ([50], 2.0)
+    assert most <= workers
+    for stage in report.stages.values():
+        assert stage.peak_in_flight <= workers
+        assert stage.peak_depth <= 16

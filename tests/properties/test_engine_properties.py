@@ -348,15 +348,15 @@ def test_a_cancelled_run_leaves_nothing_behind() -> None:
 # The tests of the tests
 
 
-def forgets(self: Channel) -> None:
+def forgets(self: Channel, *_: int) -> None:
     """A channel that does not do what it should: put the end marker back, or wake who waits."""
 
 
-def join_of_anything() -> Callable[[Router, Item, str], bool]:
+def join_of_anything() -> Callable[[Router, Item, str, frozenset[str]], bool]:
     """A join that counts arrivals, whichever records they are of."""
     arrived: WeakKeyDictionary[object, Counter[str]] = WeakKeyDictionary()
 
-    def arrive(self: Router, item: Item, stage: str) -> bool:
+    def arrive(self: Router, item: Item, stage: str, others: frozenset[str]) -> bool:
         count = arrived.setdefault(asyncio.get_running_loop(), Counter())
         count[stage] += 1
         return count[stage] % len(self._plan.stages[stage].dependencies) == 0

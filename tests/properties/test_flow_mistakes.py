@@ -26,11 +26,13 @@ from strategies_flow import (
 
 from stageflow import Retry, RunFailed, output
 from stageflow.channel import Channel
+from stageflow.engine.batches import BatchWorker
 from stageflow.engine.binding import Call
+from stageflow.engine.failing import Failing
 from stageflow.engine.gate import Gate
 from stageflow.engine.pool import Pool
 from stageflow.engine.routing import Router
-from stageflow.engine.worker import BatchWorker, Worker
+from stageflow.engine.worker import Worker
 from stageflow.item import Item
 
 
@@ -91,15 +93,15 @@ async def gather_one_more(self: BatchWorker, first: Item) -> list[Item]:
     return items
 
 
-async def wait_as_worker(self: Pool, item: Item, error: BaseException, *, worker: Any) -> Any:
+async def wait_as_worker(self: Failing, item: Item, error: BaseException, *, worker: Any) -> Any:
     """The worker waits with the item for its next attempt."""
-    ruling = await POOL_FAILED(self, item, error, worker=worker)
+    ruling = await OUTCOME(self, item, error, worker=worker)
     if getattr(ruling, "kind", None) == "wait" and self.stage.retry is not None:
         await asyncio.sleep(self.stage.retry.base)
     return ruling
 
 
-def never_yielded(self: Pool, item: Item) -> bool:
+def never_yielded(self: Failing, item: Item) -> bool:
     """A generator is run again behind its first yield, or all of its children are lost."""
     return False
 
@@ -142,7 +144,7 @@ CHANNEL_REQUEUE = Channel.requeue
 LEAVES = output._leaves
 BATCH_CALL = BatchWorker._call
 GATHER = BatchWorker._gather
-POOL_FAILED = Pool.failed
+OUTCOME = Failing.outcome
 COUNT_ATTEMPT = Pool.count_attempt
 
 
@@ -155,15 +157,15 @@ COUNT_ATTEMPT = Pool.count_attempt
         ("engine.routing.Router.cut", cut_nothing, properties.test_every_run),
         ("channel.Channel.requeue", requeue_and_count, properties.test_every_run),
         ("output._leaves", reversed_leaves, properties.test_every_run),
-        ("engine.worker.BatchWorker._call", reversed_batch, properties.test_every_run),
-        ("engine.worker.BatchWorker._gather", gather_slowly, properties.test_no_batch_waits_longer_than_it_may),
-        ("engine.worker.BatchWorker._gather", gather_one_more, properties.test_every_run),
+        ("engine.batches.BatchWorker._call", reversed_batch, properties.test_every_run),
+        ("engine.batches.BatchWorker._gather", gather_slowly, properties.test_no_batch_waits_longer_than_it_may),
+        ("engine.batches.BatchWorker._gather", gather_one_more, properties.test_every_run),
         (
-            "engine.pool.Pool.failed",
+            "engine.failing.Failing.outcome",
             wait_as_worker,
             properties.test_who_waits_for_the_next_attempt_holds_nobody_up,
         ),
-        ("engine.pool.Pool._has_yielded", never_yielded, properties.test_every_run),
+        ("engine.failing.Failing._has_yielded", never_yielded, properties.test_every_run),
         ("engine.pool.Pool.count_attempt", attempt_counted_twice, properties.test_every_run),
         ("engine.pool.Pool.close", forget_who_waits, partial(properties.stop_accounts, 2.5)),
         ("item.Item.close", close_alone, properties.test_every_run),
