@@ -9,12 +9,12 @@ from stageflow.commit import Commit, JobIdentity
 from stageflow.errors import StageflowError
 from stageflow.events import Event, StageSnapshot
 from stageflow.options import Options
-from stageflow.protocols import Entry
 from stageflow.replicas.coordinator import Lease
 from stageflow.work import JobOrigin, StageAccount
 
 __all__ = [
     "Ask",
+    "AskShares",
     "Asked",
     "Beat",
     "Begin",
@@ -27,6 +27,7 @@ __all__ = [
     "Granted",
     "Lines",
     "NoMore",
+    "Open",
     "Read",
     "Ready",
     "Setup",
@@ -50,9 +51,12 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Entries of a source that is no text, and what is tried again."""
+    """Entries of a source that is no text, and what is tried again: indices and records, each pickled by itself.
 
-    entries: Sequence[Entry]
+    So what can't be read is one record, and no message that nobody can read.
+    """
+
+    entries: Sequence[tuple[int, bytes]]
 
 
 # To a replica
@@ -71,6 +75,8 @@ class Setup:
         as_lines, letters_as_lines: Output records, and dead letters, are sent as lines; else as they are.
         durable: There is a ledger.
         retrying: Records of dead letters may come.
+        of_main: The job's file is the one that the fleet's process was started with, whose classes are pickled by the
+            name ``__main__``.
     """
 
     job: JobOrigin
@@ -83,11 +89,18 @@ class Setup:
     letters_as_lines: bool
     durable: bool
     retrying: bool
+    of_main: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """All replicas are there and of one mind: ask for work."""
+    """All replicas are there and of one mind: ask for work.
+
+    Args:
+        full: The buckets of rate limits are full: nobody has taken of them yet.
+    """
+
+    full: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +122,11 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """Shares of the rate limits, by the stage each limit is named after; good for ``seconds`` from the asking."""
+    """Shares of the rate limits, by the stage each limit is named after; good for ``seconds`` from when they were asked
+    for, which was ``at``, by the replica's clock."""
 
     shares: Mapping[str, float]
+    at: float
     seconds: float
 
 
@@ -130,10 +145,24 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The job is loaded and its resources are open. ``job``: what the replica made of it."""
+    """The job is loaded and its resources are open.
+
+    Args:
+        job: What the replica made of it.
+        module: What the job's module is called there.
+    """
 
     job: JobIdentity
     max_open: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Records admitted and not settled. ``again``: those of them that are tried again, after they had died."""
+
+    records: int = 0
+    again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +175,29 @@ class Read:
     """A lease was let in, but for these lines of it, which hold no record."""
 
     blank: Sequence[int]
+    open: Open
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """Records that have settled; the next is sent when this one is written."""
+    """Records that have settled; the next is sent when this one is written.
+
+    Args:
+        open: They are still among these.
+        bad: Lines so far that were unreadable, those of the commit included.
+    """
 
     commit: Commit
+    open: Open
+    bad: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskShares:
+    """For shares of the rate limits, by the stage each is named after. ``at``: when, by the replica's clock."""
+
+    at: float
+    limits: Mapping[str, Asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +213,13 @@ class Beat:
     """How the replica stands.
 
     Args:
-        open: Records admitted and not settled. ``again``: those of them that are tried again, after they had died.
-        bad: Lines so far that were unreadable.
-        limits: By the stage a limit is named after.
+        peak_open: The most records that were open at a time.
     """
 
-    open: int
-    again: int
+    open: Open
     peak_open: int
-    bad: int
     stages: tuple[StageSnapshot, ...]
     accounts: Mapping[str, StageAccount]
-    limits: Mapping[str, Asked]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +241,8 @@ class Stopped:
 
     @classmethod
     def of(cls, error: StageflowError) -> Stopped:
-        return cls(type(error), error.exit_code, error.message, error.hint, error.where)
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == StageflowError.__module__)
+        return cls(kind, error.exit_code, error.message, error.hint, error.where)
 
     def error(self) -> StageflowError:
         error = self.kind(self.message, hint=self.hint, where=self.where)

@@ -8,44 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
+import functools
 import os
-import pickle
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from stageflow.adapters.jsonl.encode import encode_leniently, encode_strictly
-from stageflow.adapters.jsonl.parts import entries_of
-from stageflow.commit import Commit, InputMark, LetterPlace, OpenRequest, Resumption
-from stageflow.ends import Ends
+from stageflow.engine.attempt import describe
+from stageflow.engine.gate import Limiter
+from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
-from stageflow.errors import RecordError, ResultError, RunStopped, StageflowError
+from stageflow.errors import RequestError, RunStopped, StageflowError
 from stageflow.events import Event, RecordDead, RunStarted, StopRequested, Warned
 from stageflow.fingerprint import job_identity
-from stageflow.item import BadRecord, Reentry
-from stageflow.loader import load
-from stageflow.protocols import Entry
-from stageflow.replicas.coordinator import Lease
+from stageflow.loader import Job, load
+from stageflow.replicas.dividing import loading
+from stageflow.replicas.leased import LeasedSource
 from stageflow.replicas.messages import (
-    Ask,
     Asked,
+    AskShares,
     Beat,
     Begin,
     Cancel,
-    Committed,
     Drained,
-    Entries,
     Failed,
     Give,
     Granted,
-    Lines,
     NoMore,
-    Read,
+    Open,
     Ready,
     Setup,
     Stop,
@@ -53,15 +47,20 @@ from stageflow.replicas.messages import (
     Told,
     Written,
 )
-from stageflow.replicas.wire import Wire, receive_first
+from stageflow.replicas.uplink import Uplink
+from stageflow.replicas.wire import Wire, receive_first, send_last
 from stageflow.runner import Run
 from stageflow.work import Work
 
-__all__ = ["main"]
+__all__ = ["BEAT_SECONDS", "main"]
 
 BEAT_SECONDS: Final = 0.25
-_AHEAD: Final = 2
-"""Leases that are asked for before the one at hand is read: so there is always one to go on with."""
+_FIRST_BEAT_SECONDS: Final = 0.02
+"""In the beginning a replica tells more often how it stands: what a short run is asked for is known, too."""
+
+_HUNGRY_SECONDS: Final = 0.05
+"""Shares of limits are asked for so often while calls wait for them, and as soon as they begin or cease to; else with
+each beat."""
 
 
 def main(wire: int, life_line: int) -> None:
@@ -72,16 +71,26 @@ def main(wire: int, life_line: int) -> None:
         life_line: One at whose end the fleet has ended.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, _ignore)  # not SIG_IGN, which what the job starts would inherit
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     threading.Thread(target=_end_with_fleet, args=(life_line,), name="stageflow-fleet", daemon=True).start()
     end = socket.socket(fileno=wire)
     try:
-        setup: Setup = receive_first(end)
+        setup = _setup(end)
+        job = _loaded(setup.job.reference)
     except EOFError:
         return
-    code = run_on_loop(lambda: _serve(end, setup), setup.loop)
+    except StageflowError as error:
+        send_last(end, Failed(Stopped.of(error), ""))
+        return
+    code = run_on_loop(lambda: _serve(end, setup, job), setup.loop)
+    sys.stdout.flush()
+    sys.stderr.flush()
     if code:
         os._exit(code)  # threads that the job's code left hanging are not waited for
+
+
+def _ignore(number: int, frame: Any) -> None: ...
 
 
 def _end_with_fleet(life_line: int) -> None:
@@ -90,14 +99,36 @@ def _end_with_fleet(life_line: int) -> None:
     os._exit(1)
 
 
-async def _serve(end: socket.socket, setup: Setup) -> int:
+def _setup(end: socket.socket) -> Setup:
+    try:
+        setup: Setup = receive_first(end)
+    except EOFError:
+        raise
+    except Exception as error:
+        raise RequestError(
+            f"the settings and parameters can't be read in a process of the run: {describe(error)}",
+            hint="give parameters of types that every process knows before it loads the job",
+        ) from error
+    return setup
+
+
+def _loaded(reference: str) -> Job:
+    """The job, loaded before there is a loop, as for any run."""
+    loading.add(reference)
+    try:
+        return load(reference)
+    finally:
+        loading.clear()
+
+
+async def _serve(end: socket.socket, setup: Setup, job: Job) -> int:
     wire = await Wire.of(end)
     try:
-        await _Replica(wire, setup).run()
+        await _Replica(wire, setup, job).run()
     except StageflowError as error:
         wire.send(Failed(Stopped.of(error), ""))
     except Exception as error:  # noqa: BLE001 - a bug of ours: the fleet tells it
-        wire.send(Failed(None, "".join(traceback.format_exception(error))))
+        wire.send(_bug(error))
     else:
         await wire.close()
         return 0
@@ -105,37 +136,38 @@ async def _serve(end: socket.socket, setup: Setup) -> int:
     return 1
 
 
+def _bug(error: Exception) -> Failed:
+    return Failed(None, "".join(traceback.format_exception(error)))
+
+
 class _Replica:
     """Between the wire and the run."""
 
-    def __init__(self, wire: Wire, setup: Setup) -> None:
+    def __init__(self, wire: Wire, setup: Setup, job: Job) -> None:
         self._wire = wire
-        self._leases = _LeasedSource(wire, setup)
-        self._uplink = _Uplink(wire, setup)
-        job = load(setup.job.reference)
+        importing = job.pipeline._prepare
+        module = setup.job.reference.rpartition(":")[0]
+        self._module: str = importing.args[0] if isinstance(importing, functools.partial) else module
+        renamed = {"__main__": self._module} if setup.of_main else {}
+        self._leases = LeasedSource(wire, setup, opened=self._open, reentered=self._reenter, renamed=renamed)
+        self._again = 0  # records of dead letters that were handed over
+        self._uplink = Uplink(wire, setup.run, opened=self._open, bad=lambda: self._work.bad, closed=self._close)
         self._plan = job.pipeline.plan(setup.job.overrides, setup.job.params)
-        ends = Ends(
-            output=self._uplink,
-            dead=None,
-            encode=encode_strictly if setup.as_lines else _pickled,
-            encode_letter=encode_leniently if setup.letters_as_lines else _letter_pickled,
-            durable=setup.durable,
-            notes=(),
-            paths={},
-            retrying=setup.retrying,
-        )
         options = dataclasses.replace(setup.options, listeners=(self,))
-        self._run = Run(self._plan, self._leases, ends, options, job.pipeline._prepare)
+        self._run = Run(self._plan, self._leases, self._uplink.ends(setup), options, job.pipeline._prepare)
         self._work: Work
-        self._started = asyncio.Event()
-        self._asked = time.monotonic()
+        self._limiters: dict[str, Limiter] = {}
+        self._begun = asyncio.Event()
+        self._working = False
+        self._newest = 0.0
 
     async def run(self) -> None:
         """Run until there is no more to do, and say so."""
         listening = asyncio.create_task(self._listen(), name="wire")
-        beating = asyncio.create_task(self._beat(), name="beat")
+        beating = asyncio.gather(self._beat(), self._ask_for_shares())
         try:
-            await guarded(self._run.execute())
+            with watch_loop(self._run.warn, lambda: self._run.started):
+                await guarded(self._run.execute())
         finally:
             beating.cancel()
             listening.cancel()
@@ -144,9 +176,9 @@ class _Replica:
     def on_event(self, event: Event) -> None:
         """What happens in the run, for the fleet."""
         if isinstance(event, RunStarted):
-            self._begin()
+            self._start()
         elif isinstance(event, StopRequested):
-            if (error := self._run.stopped_by) is not None and not isinstance(error, _Asked):
+            if (error := self._run.stopped_by) is not None and not isinstance(error, _AskedToStop):
                 self._wire.send(Stopped.of(error))
         elif isinstance(event, Warned):
             self._wire.send(Told(event))
@@ -155,201 +187,117 @@ class _Replica:
             told = {name: value for name, value in event.letter.items() if name not in ("record", "results", "retry")}
             self._wire.send(Told(RecordDead(told)))
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         assert self._run.work is not None, "a run that has started has work"
         self._work = self._run.work
-        self._share_out(0.0)
-        self._uplink.drained = lambda: self._wire.send(Drained(self._state(), self._work.why_stopped()))
-        self._wire.send(Ready(job_identity(self._plan), self._work.max_open))
-        self._started.set()
+        self._limiters = dict(self._work.limiters())
+        self._wire.send(Ready(job_identity(self._plan), self._work.max_open, self._module))
 
-    def _share_out(self, share: float) -> None:
-        for limiter in self._work.limiters().values():
-            limiter.set_share(share)
+    def _close(self, complete: bool) -> None:
+        if complete or (self._run.started and self._run.stopped_by is not None):  # else the run has failed
+            self._wire.send(Drained(self._state(), self._work.why_stopped()))
+
+    # What the fleet says
 
     async def _listen(self) -> None:
-        while True:
-            try:
-                message = await self._wire.receive()
-            except EOFError:
-                os._exit(1)
-            match message:
-                case Begin():
-                    self._leases.begin()
-                case Give(lease=lease):
-                    self._leases.give(lease)
-                case NoMore():
-                    self._leases.end()
-                case Written():
-                    self._uplink.written()
-                case Granted():
-                    self._grant(message)
-                case Stop():
-                    self._leases.end()
-                    self._run.stop(_Asked("stopped"))
-                case Cancel():
-                    self._run.stop(_Asked("stopped"))
-                    self._run.cancel()
+        try:
+            while True:
+                self._hear(await self._wire.receive())
+        except EOFError:
+            os._exit(1)
+        except Exception as error:  # noqa: BLE001 - a bug of ours, at which the fleet ends this process
+            self._wire.send(_bug(error))
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case Begin(full=full):
+                self._begin(full)
+            case Give(lease=lease):
+                self._leases.give(lease)
+            case NoMore():
+                self._leases.end()
+            case Written():
+                self._uplink.written()
+            case Granted():
+                self._grant(message)
+            case Stop():
+                self._leases.end()
+                self._run.stop(_AskedToStop("stopped"))
+            case Cancel():
+                self._run.stop(_AskedToStop("stopped"))
+                self._run.cancel()
+
+    def _begin(self, full: bool) -> None:
+        """Ask for work; where there are limits, when the first shares are there: that much of a full bucket is full."""
+        if not full:
+            self._share_out(0.0)
+        self._begun.set()
+        if not self._limiters:
+            self._ask_for_work()
+
+    def _ask_for_work(self) -> None:
+        self._working = True
+        self._leases.begin()
 
     def _grant(self, granted: Granted) -> None:
-        limiters = self._work.limiters()
+        self._newest = granted.at
         for name, share in granted.shares.items():
-            limiters[name].set_share(share)
-        until = self._asked + granted.seconds
-        asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._expire, self._asked)
+            self._limiters[name].set_share(share)
+        left = max(0.0, granted.at + granted.seconds - time.monotonic())
+        asyncio.get_running_loop().call_later(left, self._expire, granted.at)
+        if not self._working:
+            self._ask_for_work()
 
-    def _expire(self, asked: float) -> None:
-        if asked == self._asked:  # no newer share has come
+    def _expire(self, granted: float) -> None:
+        if granted == self._newest:  # no newer share has come
             self._share_out(0.0)
 
+    def _share_out(self, share: float) -> None:
+        for limiter in self._limiters.values():
+            limiter.set_share(share)
+
+    # How it stands
+
     async def _beat(self) -> None:
-        await self._started.wait()
+        await self._begun.wait()
+        seconds = _FIRST_BEAT_SECONDS
         while True:
-            self._asked = time.monotonic()
             self._wire.send(self._state())
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, BEAT_SECONDS)
+
+    async def _ask_for_shares(self) -> None:
+        await self._begun.wait()
+        waiting: set[str] = set()
+        while self._limiters:
+            limits = {name: Asked(*limiter.take_use()) for name, limiter in self._limiters.items()}
+            self._wire.send(AskShares(time.monotonic(), limits))
+            until = time.monotonic() + BEAT_SECONDS
+            while time.monotonic() < until:
+                await asyncio.sleep(_HUNGRY_SECONDS)
+                before, waiting = waiting, {name for name, limiter in self._limiters.items() if limiter.waiting}
+                if waiting or before:
+                    break
 
     def _state(self) -> Beat:
-        work, snapshot = self._work, self._run.snapshot()
-        open_records = snapshot.read - snapshot.settled - work.retried
+        work = self._work
         return Beat(
-            open=open_records,
-            again=min(open_records, self._leases.again - work.retried),
+            open=self._open(),
             peak_open=work.peak_open,
-            bad=work.bad,
-            stages=snapshot.stages,
+            stages=work.snapshot(),
             accounts=work.accounts(),
-            limits={name: Asked(*limiter.take_use()) for name, limiter in work.limiters().items()},
         )
 
+    def _reenter(self) -> None:
+        """A record of dead letters comes in: it is among the dead until it has settled once more."""
+        self._again += 1
+        self._run.counters.dead += 1
 
-class _Asked(RunStopped):
+    def _open(self) -> Open:
+        counters = self._run.counters
+        again = self._again - self._work.retried
+        return Open(counters.read - counters.written - counters.dropped - counters.dead + again, again)
+
+
+class _AskedToStop(RunStopped):
     """The fleet has asked the run to stop."""
-
-
-def _pickled(record: Any) -> bytes:
-    try:
-        return pickle.dumps(record, pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        raise ResultError(f"a value that can't leave its process: {error}") from error
-
-
-def _letter_pickled(letter: Any) -> bytes:
-    try:
-        return _pickled(letter)
-    except ResultError:
-        return _pickled(json.loads(encode_leniently(letter)))
-
-
-class _LeasedSource:
-    """Records of leases; see :class:`stageflow.protocols.Source`."""
-
-    def __init__(self, wire: Wire, setup: Setup) -> None:
-        self.path = setup.path
-        self.numbered = setup.numbered
-        self.blank = 0
-        self.warnings: list[str] = []
-        self.again = 0  # records of dead letters that were handed over
-        self._strict = setup.options.strict
-        self._wire = wire
-        self._given: asyncio.Queue[Lease | None] = asyncio.Queue()
-
-    def begin(self) -> None:
-        for _ in range(_AHEAD):
-            self._wire.send(Ask())
-
-    def give(self, lease: Lease) -> None:
-        self._given.put_nowait(lease)
-
-    def end(self) -> None:
-        self._given.put_nowait(None)
-
-    async def read(self, start: InputMark | None = None) -> AsyncGenerator[Iterable[Entry], None]:
-        """Yield the entries of one lease after the other."""
-        while (lease := await self._given.get()) is not None:
-            blank: list[int] = []
-            yield self._entries(lease, blank)
-            if not isinstance(lease.indices, range):
-                blank = sorted(set(lease.indices).intersection(blank))
-            self._wire.send(Read(blank))
-            self._wire.send(Ask())
-
-    def _entries(self, lease: Lease, blank: list[int]) -> Iterator[Entry]:
-        content = lease.shard.content
-        if isinstance(content, Lines):
-            entries = entries_of(
-                content.data,
-                content.first,
-                path=self.path or "-",
-                strict=self._strict,
-                warn=self.warnings.append,
-                blank=blank,
-            )
-        else:
-            assert isinstance(content, Entries), "a lease of nothing known"
-            self.again += sum(isinstance(record, Reentry) for _, record in content.entries)
-            entries = iter(content.entries)
-        if lease.fatal:
-            entries = (_failed(entry, lease.deaths) for entry in entries)
-        if isinstance(lease.indices, range):
-            return entries
-        wanted = set(lease.indices)
-        return (entry for entry in entries if entry[0] in wanted)
-
-    # What a run asks of its source, and is the fleet's to know
-
-    def check(self) -> None: ...
-
-    def peek(self, n: int) -> Sequence[Entry]:
-        return ()
-
-    def take_marks(self) -> list[InputMark]:
-        return []
-
-    def identity(self) -> None: ...
-
-    def first_difference(self, marks: Sequence[InputMark]) -> None: ...
-
-    def changed(self) -> bool:
-        return False
-
-    def estimate(self) -> None: ...
-
-
-def _failed(entry: Entry, deaths: int) -> Entry:
-    index, record = entry
-    raw = encode_leniently(record.record if isinstance(record, Reentry) else record).rstrip(b"\n")
-    return index, BadRecord(RecordError(f"the process that ran it died {deaths} times: it is not run again"), raw)
-
-
-class _Uplink:
-    """Commits over the wire; see :class:`stageflow.ends.RunOutput`."""
-
-    def __init__(self, wire: Wire, setup: Setup) -> None:
-        self._wire = wire
-        self._run = setup.run
-        self._answer: asyncio.Future[None] | None = None
-        self.drained: Callable[[], None] = lambda: None
-
-    def open(self, request: OpenRequest) -> Resumption:
-        return Resumption(run=self._run)
-
-    async def write(self, commit: Commit) -> None:
-        """Send a commit, and wait until it is safe."""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._wire.send(Committed(commit))
-        await self._answer
-
-    def written(self) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
-
-    def read_letter(self, place: LetterPlace) -> bytes:
-        raise AssertionError("letters are read by the fleet")
-
-    def give_up_waiting(self) -> None:
-        """It waits for the fleet, which knows better."""
-
-    async def close(self, *, complete: bool, ended: bool = True) -> None:
-        """All that settled has been written."""
-        self.drained()

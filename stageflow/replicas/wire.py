@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import pickle
 import socket
 import struct
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
-__all__ = ["Wire", "receive_first"]
+__all__ = ["Wire", "receive_first", "send_last", "unpickled"]
 
 _LENGTH: Final = struct.Struct("!Q")
 
@@ -53,6 +55,10 @@ class Wire:
         with contextlib.suppress(ConnectionError):  # the other end was gone first
             await self._writer.wait_closed()
 
+    def drop(self) -> None:
+        """Hang up at once, whatever is kept."""
+        self._writer.transport.abort()
+
 
 def receive_first(end: socket.socket) -> Any:
     """The first message, before there is a loop. Blocks.
@@ -64,6 +70,14 @@ def receive_first(end: socket.socket) -> Any:
     return pickle.loads(_exactly(end, length))
 
 
+def send_last(end: socket.socket, message: Any) -> None:
+    """A message in the place of all others, where there will be no loop; and hang up. Blocks."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    with contextlib.suppress(OSError):  # the other end is gone
+        end.sendall(_LENGTH.pack(len(data)) + data)
+    end.close()
+
+
 def _exactly(end: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
@@ -72,3 +86,17 @@ def _exactly(end: socket.socket, size: int) -> bytes:
             raise EOFError
         data += piece
     return bytes(data)
+
+
+def unpickled(data: bytes, renamed: Mapping[str, str]) -> Any:
+    """A pickled value whose classes and functions may stand in a module that is called otherwise here."""
+    return _Renaming(data, renamed).load() if renamed else pickle.loads(data)
+
+
+class _Renaming(pickle.Unpickler):
+    def __init__(self, data: bytes, renamed: Mapping[str, str]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._renamed = renamed
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        return super().find_class(self._renamed.get(module_name, module_name), global_name)

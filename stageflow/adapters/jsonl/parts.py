@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from stageflow.adapters.jsonl.lines import LineParser
+from stageflow.adapters.jsonl.decode import BOM
+from stageflow.adapters.jsonl.lines import LINES_CHECKED, LineParser
 from stageflow.protocols import Entry
 
-__all__ = ["MAX_LINE_BYTES", "Part", "PartCutter", "entries_of", "first_records", "smaller"]
+__all__ = ["MAX_LINE_BYTES", "Looker", "Part", "PartCutter", "entries_of", "first_records", "smaller"]
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """The longest line that is parsed."""
@@ -89,11 +90,11 @@ class PartCutter:
         return part
 
 
-def smaller(part: Part, size: int) -> Iterator[Part]:
-    """The part in pieces of about ``size`` bytes, and one line at least."""
+def smaller(part: Part, size: Callable[[], int]) -> Iterator[Part]:
+    """The part in pieces of about ``size()`` bytes, and one line at least."""
     first, data, start = part.first, part.data, 0
     while start < len(data):
-        end = data.find(b"\n", min(start + size, len(data)) - 1) + 1 or len(data)
+        end = data.find(b"\n", min(start + size(), len(data)) - 1) + 1 or len(data)
         piece = data[start:end]
         count = piece.count(b"\n") + (not piece.endswith(b"\n"))
         yield Part(first, count, piece)
@@ -106,18 +107,49 @@ def first_records(part: Part, most: int) -> tuple[Part, int]:
     seen = start = count = 0
     while start < len(part.data) and seen < most:
         end = part.data.find(b"\n", start) + 1 or len(part.data)
-        seen += bool(part.data[start:end].strip())
+        line = part.data[start:end]
+        if not part.first and not start:
+            line = line.removeprefix(BOM)
+        seen += bool(line.strip(b" \t\r\n"))
         start = end
         count += 1
     return Part(part.first, count, part.data[:start]), seen
 
 
-def entries_of(
-    data: bytes, first: int, *, path: str, strict: bool, warn: Callable[[str], object], blank: list[int]
-) -> Iterator[Entry]:
+def entries_of(data: bytes, first: int, *, path: str, strict: bool, blank: list[int]) -> Iterator[Entry]:
     """Decode whole lines; the indices of those that are blank are added to ``blank`` as it goes."""
-    parser = LineParser(path, MAX_LINE_BYTES, first_index=first, strict=strict, warn=warn)
+    parser = LineParser(path, MAX_LINE_BYTES, first_index=first, strict=strict)
     parser.blanks = blank
     yield from parser.feed(data) or ()
     yield from parser.finish() or ()
     yield from parser.release()
+
+
+class Looker:
+    """Looks at the first lines of an input for what one warning is given of, whoever decodes them.
+
+    Args:
+        warn: Told of it, once.
+    """
+
+    def __init__(self, path: str, warn: Callable[[str], object]) -> None:
+        self._path = path
+        self._warn = warn
+        self._left = LINES_CHECKED
+
+    def look(self, part: Part) -> None:
+        """Look at these lines, if they are still among the first.
+
+        Raises:
+            RequestError: As :class:`LineParser`.
+        """
+        if self._left:
+            self._left = max(0, self._left - part.lines)
+            parser = LineParser(self._path, MAX_LINE_BYTES, first_index=part.first, warn=self._tell)
+            for portion in (parser.feed(part.data), parser.finish()):
+                for _ in portion or ():
+                    pass
+
+    def _tell(self, message: str) -> None:
+        self._left = 0
+        self._warn(message)
