@@ -28,7 +28,6 @@ LAYERS: dict[str, int] = {
     "channel": 2,
     "graph": 2,
     "contexts": 2,
-    "plain": 2,
     "policies": 2,
     # 3 description
     "stage": 3,
@@ -38,7 +37,6 @@ LAYERS: dict[str, int] = {
     # 5 edges
     "adapters": 5,
     "ledger": 5,
-    "cache": 5,
     "report": 5,
     "llm": 5,
     # 6 front

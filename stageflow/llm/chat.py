@@ -1,0 +1,190 @@
+"""The client: one pool of connections to one service, shared by all stages that name it.
+
+The rules of a call:
+
+1. It is made once. What goes wrong is raised so that the stage's ``retry`` can tell what to do, and when.
+2. It takes as long as it takes: the stage's ``timeout`` cancels it, and its connection is closed then.
+3. As many are in progress as are made: the stages' ``max_in_flight`` is the limit, and nothing here is below it.
+4. What it used is reported as soon as that is known, also where the answer is refused afterwards: it was paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+from urllib.parse import quote
+from zlib import crc32
+
+import orjson
+
+from stageflow.llm.answers import Answer, Embeddings, answer_of, embeddings_of, finished, json_of, usage_of
+from stageflow.llm.endpoint import Key, check_name, endpoint_of, headers_of, key_of
+from stageflow.llm.http import Http
+from stageflow.llm.schema import schema_of
+
+__all__ = ["Chat"]
+
+_CHAT: Final = "chat/completions"
+_EMBEDDINGS: Final = "embeddings"
+
+
+class HandlersCall(Protocol):
+    """What a handler has as its parameter ``call``."""
+
+    @property
+    def idempotency_key(self) -> str: ...
+
+    def report(self, *, tokens: int) -> None: ...
+
+
+class Chat:
+    """A client for one service that speaks the OpenAI API: OpenAI, vLLM, llama.cpp, gateways.
+
+    An async context manager; between entering and leaving any number of tasks may call it at once. Leaving closes the
+    connections. Entering raises the process's own limit of open files as far as the system allows, up to 65,536, as
+    each call in progress has a connection. Proxies and certificates are those of the environment: ``HTTPS_PROXY``,
+    ``NO_PROXY``, ``SSL_CERT_FILE``.
+
+    Args:
+        base_url: Up to what comes before ``/chat/completions``; a query in it is sent with each call.
+        model: What calls ask for that name no other.
+        api_key_env: The environment variable that holds the key, read on entering. ``None``: no key is sent. There is
+            no other way to give it, so that none gets into a file, a log or the text of an error.
+        api_key_header: Where the key goes. In ``Authorization`` it comes after ``Bearer``, in any other by itself.
+        headers: Sent with each call; none may hold a credential.
+
+    Raises:
+        SettingError: A setting is refused; on entering, the key.
+        RequestError: On entering: the extra ``llm`` is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        api_key_env: str | None = None,
+        api_key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._endpoint = endpoint_of(base_url)
+        self._model = model
+        self._variable = api_key_env
+        check_name(api_key_header)
+        self._key_header = api_key_header
+        self._headers = headers_of(headers)
+        self._key = Key("")
+        self._http: Http | None = None
+
+    def __repr__(self) -> str:
+        return f"Chat(base_url={str(self._endpoint)!r}, model={self._model!r})"
+
+    async def __aenter__(self) -> Self:
+        if self._http is not None:
+            raise TypeError("this Chat is open: use it as it is, it may be shared")
+        self._key = key_of(self._variable)
+        self._http = Http(self._endpoint, self._all_headers, (_CHAT, _EMBEDDINGS))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def complete(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        call: HandlersCall | Sequence[HandlersCall] | None = None,
+        schema: Mapping[str, Any] | None = None,
+        must_finish: bool = False,
+        **options: Any,
+    ) -> Answer:
+        """Ask the model, once.
+
+        Args:
+            messages: As the API takes them; a text is one message of the user's.
+            call: The handler's own ``call``, or the list of them in a batch. With it the tokens that were used are
+                reported to the stage's ``tokens_per_minute``, and an ``Idempotency-Key`` is sent: the call's, and a
+                checksum of the request, so that a repeated request bears the same key and another one does not.
+            schema: A JSON schema. The service is asked for an answer that fits, which is checked and decoded as
+                ``data``; ``must_finish`` is implied. Services that know another way to be asked are given a
+                ``response_format`` of your own.
+            must_finish: Raise :class:`Unfinished` where the answer is cut off by its length or by a filter, or is a
+                refusal. Without it that stands in ``finish_reason``.
+            options: Sent as they are: ``temperature``, ``max_tokens``, ``tools``, another ``model``.
+
+        Raises:
+            Refused: The service answered with an error; ``status``, ``headers`` and ``body`` are its own.
+            Unreachable: No whole answer came.
+            BadAnswer: What came is no answer; :class:`SchemaMismatch` where it does not fit the schema.
+            Unfinished: See ``must_finish``.
+            TypeError: The request can't be made: it is no JSON, asks for a stream, or the client is not open.
+        """
+        said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        request = {"model": self._model, "messages": said}
+        wanted = None
+        if schema is not None:
+            wanted = schema_of(schema)
+            request["response_format"] = wanted.response_format
+        if options:
+            if options.get("stream"):
+                raise TypeError("complete() waits for the whole answer: leave out stream=True")
+            request |= options
+        raw = await self._exchange(_CHAT, request, call)
+        answer = answer_of(raw, self._endpoint.netloc, self._endpoint.host)
+        if wanted is not None:
+            answer.data = wanted.check(finished(answer), self._endpoint.host)
+        return finished(answer) if must_finish else answer
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        call: HandlersCall | Sequence[HandlersCall] | None = None,
+        **options: Any,
+    ) -> Embeddings:
+        """Ask for the embeddings of one text or of several, in one call.
+
+        Args:
+            texts: One text gives one vector.
+            call: As for :meth:`complete`.
+            options: Sent as they are: ``dimensions``, another ``model``.
+
+        Raises:
+            Refused, Unreachable, BadAnswer, TypeError: As for :meth:`complete`.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        request = {"model": self._model, "input": given, **options}
+        raw = await self._exchange(_EMBEDDINGS, request, call)
+        return embeddings_of(raw, len(given), self._endpoint.netloc, self._endpoint.host)
+
+    async def _exchange(
+        self, path: str, request: Mapping[str, Any], call: HandlersCall | Sequence[HandlersCall] | None
+    ) -> dict[str, Any]:
+        """Send a request, decode its answer, and report what it used."""
+        if self._http is None:
+            raise TypeError("this Chat is not open: use it inside `async with`")
+        body = orjson.dumps(request)
+        key = None if call is None else _idempotency_key(call, body)
+        reply = await self._http.post(path, body, key)
+        raw = json_of(reply, self._endpoint.netloc, self._endpoint.host, self._key.masked)
+        if call is not None and (usage := usage_of(raw)) is not None:
+            (call[0] if isinstance(call, Sequence) else call).report(tokens=usage.total_tokens)
+        return raw
+
+    def _all_headers(self) -> dict[str, str]:
+        headers = {**self._headers, "Content-Type": "application/json"}
+        if key := self._key.reveal():
+            headers[self._key_header] = f"Bearer {key}" if self._key_header.lower() == "authorization" else key
+        return headers
+
+
+def _idempotency_key(call: HandlersCall | Sequence[HandlersCall], body: bytes) -> str:
+    key = (call[0] if isinstance(call, Sequence) else call).idempotency_key
+    # The name of a stage is in it, and may have letters that headers have not.
+    plain = key.isascii() and key.isprintable()
+    return f"{key if plain else quote(key)}-{crc32(body):08x}"
