@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NoReturn, final
 
-from stageflow.errors import RecordError
+from stageflow.errors import ItemError, RecordError
 
 __all__ = [
     "BadRecord",
     "Exit",
     "Failure",
     "Item",
+    "Lost",
     "Note",
     "Outcome",
     "Part",
@@ -217,7 +218,22 @@ class Reentry:
     written: bool = False
 
 
-STAND_INS: Final[frozenset[Any]] = frozenset({BadRecord, Reentry})
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A record that is not run, since that has failed outside of any stage: it goes to the dead letters as it came.
+
+    Args:
+        record: The input record.
+        error: Why.
+        reentry: What it came as, where it comes from dead letters.
+    """
+
+    record: Any
+    error: ItemError
+    reentry: Reentry | None = None
+
+
+STAND_INS: Final[frozenset[Any]] = frozenset({BadRecord, Lost, Reentry})
 """What may stand in the place of a record, and does not simply go to the first stages."""
 
 _new_item: Final = Item.__new__

@@ -282,13 +282,18 @@ class Pipeline:
 
 
 def _place_of(pipeline: Pipeline) -> str | None:
-    """A reference by which a pipeline can be loaded, where it is a variable of a module."""
-    for name, module in tuple(sys.modules.items()):
+    """A reference by which a pipeline can be loaded, where it is a variable of a module.
+
+    The script that was started comes last: what it has imported is better found where that stands.
+    """
+    for name, module in sorted(sys.modules.items(), key=lambda each: each[0] == "__main__"):
         for variable, value in tuple(vars(module).items()) if isinstance(module, ModuleType) else ():
             if value is not pipeline:
                 continue
             if name != "__main__":
                 return f"{name}:{variable}"
+            if spec := getattr(module, "__spec__", None):  # python -m
+                return f"{spec.name}:{variable}"
             if file := getattr(module, "__file__", None):
                 return f"{os.path.abspath(file)}:{variable}"
     return None

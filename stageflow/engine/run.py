@@ -25,7 +25,7 @@ from stageflow.engine.targets import Target, target_of
 from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
-from stageflow.item import STAND_INS, BadRecord, Failure, Item, Reentry, items_of
+from stageflow.item import STAND_INS, BadRecord, Failure, Item, Lost, Reentry, items_of
 from stageflow.plan import Plan
 from stageflow.protocols import Entry
 from stageflow.stage import Stage
@@ -210,8 +210,8 @@ class Engine:
 
         Args:
             index: The record's place in its source; its identity.
-            record: The record. A :class:`BadRecord` settles at once as a failure; a :class:`Reentry` goes to the stages
-                it is ready for. Each takes a credit like any other.
+            record: The record. A :class:`BadRecord` or :class:`Lost` one settles at once as a failure; a
+                :class:`Reentry` goes to the stages it is ready for. Each takes a credit like any other.
 
         Returns:
             False where admission has ended; then the record was not taken.
@@ -232,13 +232,15 @@ class Engine:
                 await channel.send(item)
         return True
 
-    def _entries(self, index: int, record: BadRecord | Reentry) -> list[tuple[Item, Channel]]:
+    def _entries(self, index: int, record: BadRecord | Lost | Reentry) -> list[tuple[Item, Channel]]:
         """What is to be sent where for that which stands in the place of a record."""
         if isinstance(record, BadRecord):
-            item = Item(index, record, 0)
-            item.failure = Failure(None, record.error, 0)
-            item.closed = True
-            self._settled(item)
+            self._fail(Item(index, record, 0), Failure(None, record.error, 0))
+            return []
+        if isinstance(record, Lost):
+            item = Item(index, record.record, 0)
+            item.reentry = record.reentry
+            self._fail(item, Failure(None, record.error, 0, retryable=True))
             return []
         if record.parts:
             ready = reenter(index, record, self.plan, self._router)
@@ -246,6 +248,11 @@ class Engine:
         item = Item(index, record.record, len(self._first))
         item.reentry = record
         return [(item, channel) for channel in self._first]
+
+    def _fail(self, item: Item, failure: Failure) -> None:
+        item.failure = failure
+        item.closed = True
+        self._settled(item)
 
     def release(self, count: int = 1) -> None:
         """The outcomes of ``count`` records have been written: as many may enter."""

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from stageflow.adapters.jsonl.encode import encode_leniently
 from stageflow.adapters.jsonl.parts import entries_of
 from stageflow.commit import InputMark
 from stageflow.engine.attempt import describe
-from stageflow.errors import RecordError
-from stageflow.item import BadRecord, Reentry
+from stageflow.errors import RecordError, WorkerDied
+from stageflow.item import BadRecord, Lost, Reentry
 from stageflow.protocols import Entry
 from stageflow.replicas.coordinator import Lease
 from stageflow.replicas.messages import Ask, Entries, Lines, Open, Read, Setup
@@ -90,7 +89,7 @@ class LeasedSource:
 
     def _counted(self, entries: Iterator[Entry]) -> Iterator[Entry]:
         for entry in entries:
-            if isinstance(entry[1], Reentry):
+            if isinstance(entry[1], Reentry) or (isinstance(entry[1], Lost) and entry[1].reentry is not None):
                 self._reentered()
             yield entry
 
@@ -126,5 +125,5 @@ def _failed(entry: Entry, deaths: int) -> Entry:
     index, record = entry
     if isinstance(record, BadRecord):
         return entry  # which is run on nothing
-    raw = encode_leniently(record.record if isinstance(record, Reentry) else record).rstrip(b"\n")
-    return index, BadRecord(RecordError(f"the process that ran it died {deaths} times: it is not run again"), raw)
+    error = WorkerDied(f"the process that ran it died {deaths} times: it is not run again")
+    return index, Lost(record.record, error, record) if isinstance(record, Reentry) else Lost(record, error)

@@ -250,13 +250,17 @@ def test_a_job_in_a_package(tmp_path: Path) -> None:
     job = "from .parts import LIMIT\n" + textwrap.dedent(JOB).replace("max_in_flight=4", "max_in_flight=LIMIT")
     (package / "jobs.py").write_text(job)
     (tmp_path / "use.py").write_text(
-        "from shop import jobs\nprint(jobs.pipeline.run_sync(range(20), [], processes=2).written)\n"
+        "from shop.jobs import pipeline\nprint(pipeline.run_sync(range(20), [], processes=2).written)\n"
     )
     told = script(tmp_path, "use.py")
     assert told.stdout == "20\n", told.stderr
     (tmp_path / "in.jsonl").write_text('{"a": 1}\n' * 20)
     told = script(tmp_path, "-m", "stageflow", "run", "shop.jobs:pipeline", "in.jsonl", "-o", "-", "--processes", "2")
     assert (told.returncode, told.stdout.count("\n")) == (0, 20), told.stderr
+    main = "from .parts import LIMIT\n" + textwrap.dedent(SCRIPT).replace("GUARD", 'if __name__ == "__main__":')
+    (package / "main.py").write_text(main)
+    told = script(tmp_path, "-m", "shop.main")
+    assert told.stdout == "well\n", told.stderr
 
 
 def test_a_stream_says_why_it_ends(tmp_path: Path) -> None:

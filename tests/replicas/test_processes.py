@@ -72,6 +72,21 @@ def test_one_record_that_kills_its_process_is_one_dead_letter(tmp_path: Path) ->
     letters = [json.loads(line) for line in (tmp_path / "out.jsonl.dead.jsonl").read_text().splitlines()]
     assert {letter["index"] for letter in letters} == {7, 107, 123, 207, 307, 407, 507}
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 593
+    [killer] = [letter for letter in letters if letter["index"] == 123]
+    assert (killer["stage"], killer["error"]["type"], killer["retryable"]) == (None, "WorkerDied", True)
+    assert killer["record"] == {"id": 123, "text": "deadly"}
+
+
+def test_a_record_that_killed_its_process_is_tried_again_like_any_other(tmp_path: Path) -> None:
+    fill(tmp_path, ["deadly" if n == 123 else f"text {n}" for n in range(300)])
+    assert run(tmp_path, "out.jsonl", "--processes", "2", "--on-bad-input", "stop").returncode == 3
+    again = run(tmp_path, "out.jsonl", "--processes", "2", "--retry-failed")
+    assert again.returncode == 3, again.stderr
+    assert "300 read = 296 written + 0 dropped + 4 dead" in again.stderr
+    (tmp_path / "job.py").write_text(JOB.replace('"deadly"', '"harmless"').replace("== 7", "== -7"))
+    mended = run(tmp_path, "out.jsonl", "--processes", "2", "--retry-failed")
+    assert mended.returncode == 0, mended.stderr
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 300
 
 
 @pytest.mark.real_clock
