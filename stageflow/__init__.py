@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from stageflow.errors import (
     AttemptTimeout,
+    BudgetSpent,
     ContextConflict,
     DefinitionError,
     GraphError,
@@ -29,6 +30,7 @@ from stageflow.errors import (
     WorkerDied,
 )
 from stageflow.item import done, drop
+from stageflow.money import Price
 from stageflow.pipeline import Pipeline
 from stageflow.plan import Params
 from stageflow.policies.batching import Batch
@@ -42,6 +44,7 @@ __all__ = [
     "Pipeline",
     "Params",
     "Batch",
+    "Price",
     "RateLimit",
     "Retry",
     "degrade",
@@ -65,6 +68,7 @@ __all__ = [
     "ResultError",
     "ContextConflict",
     "RunStopped",
+    "BudgetSpent",
     "OutOfMemory",
     "StorageError",
     "OutputLocked",

@@ -182,6 +182,12 @@ def cli() -> None:
     metavar="N",
     help="Run the pipeline in N processes, which share the input and all limits.",
 )
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="AMOUNT",
+    help="Stop before the calls, with those of earlier runs, cost more, in the currency of the job's prices.",
+)
 @click.option("--debug", is_flag=True, help="Warn of functions that change values they share with other stages; slow.")
 @click.option("--max-failure-rate", metavar="RATE", help="Stop when more of the last 100 records fail: 50% or 0.5.")
 @click.option("--allow-failures", metavar="N|P%", help="So many dead letters still end in exit code 0.")

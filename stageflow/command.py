@@ -21,7 +21,15 @@ import click
 from stageflow.cli_options import overrides, plan_of
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
-from stageflow.errors import InputDamaged, OutputLocked, RequestError, RunStopped, StateMismatch, StorageError
+from stageflow.errors import (
+    BudgetSpent,
+    InputDamaged,
+    OutputLocked,
+    RequestError,
+    RunStopped,
+    StateMismatch,
+    StorageError,
+)
 from stageflow.loader import load
 from stageflow.options import Options
 from stageflow.policies.redact import MASK, SECRET_NAME, redact, secrets_of
@@ -53,6 +61,7 @@ _AS_GIVEN = (
     "allow_failures",
     "max_retry_after",
     "processes",
+    "budget",
 )
 """Options that are the same on the command line and from Python."""
 
@@ -132,6 +141,17 @@ def again(typed: Sequence[str], *more: str) -> str:
     secrets = secrets_of(os.environ)
     kept = [_masked(word, secrets) for word in typed if word != "--fresh"]
     return shlex.join(["stageflow", *kept, *(option for option in more if option not in kept)])
+
+
+def _with_more(typed: Sequence[str], budget: float) -> list[str]:
+    """The command with twice its budget."""
+    more, words = f"{2 * budget:.12g}", list(typed)
+    for place, word in enumerate(words):
+        if word.startswith("--budget="):
+            words[place] = f"--budget={more}"
+        elif word == "--budget":
+            words[place + 1] = more
+    return words
 
 
 def _masked(word: str, secrets: Collection[str]) -> str:
@@ -243,7 +263,10 @@ def _tell_stopped(report: RunReport, run: Run, typed: Sequence[str]) -> None:
     total = run.snapshot().total
     of = f"{report.read:,}" if total is None or total <= report.read else f"~{total:,}"
     why = "" if isinstance(run.stopped_by, Interrupted) else f": {report.stopped}"
-    if isinstance(run.stopped_by, InputDamaged):
+    if isinstance(run.stopped_by, BudgetSpent) and report.budget is not None and run.resumable:
+        _say(f"stageflow: stopped: {done:,} of {of} done{why}; resume with a higher budget")
+        _say(f"  hint: {again(_with_more(typed, report.budget))}")
+    elif isinstance(run.stopped_by, InputDamaged):
         _say(f"stageflow: error: {report.stopped}; {done:,} records are done")
         _say(f"  hint: when the input is whole: {again(typed)}" if run.resumable else "  hint: give it whole")
     elif run.resumable:

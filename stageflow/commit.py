@@ -16,6 +16,7 @@ __all__ = [
     "LetterPlace",
     "OpenRequest",
     "Resumption",
+    "Spend",
     "Totals",
 ]
 
@@ -85,6 +86,24 @@ class JobIdentity:
     params: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What the calls of a run have cost, in all its epochs, as :mod:`stageflow.money` counts it.
+
+    Args:
+        known: By what they reported.
+        unsure: What they may have cost beyond that: calls that reported nothing, and those that are in flight, count
+            with the most they may cost.
+    """
+
+    known: int = 0
+    unsure: int = 0
+
+    @property
+    def most(self) -> int:
+        return self.known + self.unsure
+
+
 @dataclass(slots=True)
 class Commit:
     """What some settled records came to; it is written as a whole or not at all.
@@ -100,6 +119,7 @@ class Commit:
             records of which something failed or that are tried again, since more than one commit may hold their lines.
         resolved: Numbers of earlier dead letters that were tried again, whatever came of it.
         replaced: Ordinals whose earlier output these lines take the place of.
+        spend: What was spent until now, where that has changed.
     """
 
     ordinals: list[int] = field(default_factory=list)
@@ -111,6 +131,7 @@ class Commit:
     places: dict[int, list[tuple[int, ...]]] = field(default_factory=dict)
     resolved: list[int] = field(default_factory=list)
     replaced: list[int] = field(default_factory=list)
+    spend: Spend | None = None
 
 
 @dataclass(slots=True)
@@ -174,6 +195,7 @@ class Resumption:
         letters: Dead letters to try again, by ordinal.
         notes: What the user should know, a line each.
         complete: There is nothing to do, and nothing was opened or changed.
+        spend: What was spent.
     """
 
     run: str
@@ -184,3 +206,4 @@ class Resumption:
     letters: Sequence[LetterPlace] = ()
     notes: list[str] = field(default_factory=list)
     complete: bool = False
+    spend: Spend = field(default_factory=Spend)

@@ -85,7 +85,11 @@ class StageCounters:
         dropped: Items that left here by ``drop``.
         retries: Attempts after the first.
         abandoned: Calls that outlived their cancellation.
-        tokens: What handlers reported.
+        tokens: What handlers reported; ``input_tokens`` and ``output_tokens`` those of which they said the kind.
+        cost: What is known of the calls' cost, as :mod:`stageflow.money` counts it; ``cost_unsure``: what they may have
+            cost beyond that. ``unpriced``: tokens whose price is not known.
+        untold: Calls that told nothing, and count for a budget with the most they may cost.
+        over: Calls that cost more than was reserved for them.
         waiting: Items that wait for their next attempt, and calls that wait for a permit.
         calls: Seconds that calls took and that are not counted yet; whoever adds many counts them now and then.
         busy_seconds, blocked_seconds, waiting_seconds: Worker time in the handler, waiting for room in the next
@@ -100,15 +104,22 @@ class StageCounters:
         "blocked_seconds",
         "calls",
         "cancelled",
+        "cost",
+        "cost_unsure",
         "dead",
         "degraded",
         "dropped",
         "in_flight",
+        "input_tokens",
+        "output_tokens",
+        "over",
         "passed",
         "peak_in_flight",
         "retries",
         "skipped",
         "tokens",
+        "unpriced",
+        "untold",
         "waiting",
         "waiting_seconds",
     )
@@ -126,6 +137,13 @@ class StageCounters:
         self.blocked = 0
         self.abandoned = 0
         self.tokens = 0
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cost = 0
+        self.cost_unsure = 0
+        self.unpriced = 0
+        self.untold = 0
+        self.over = 0
         self.waiting = 0
         self.waiting_seconds = 0.0
         self.blocked_seconds = 0.0

@@ -16,6 +16,7 @@
         ResultError             a result that can't be used or written
         ContextConflict         two branches set one field of the context differently
       RunStopped                the run was stopped by policy                  exit 4
+        BudgetSpent             the next call might cost more than is left      exit 4
         OutOfMemory             a stage ran out of memory again and again      exit 5
       InputDamaged              the input ends before it should                exit 3
       StorageError              the output can't be written                    exit 5
@@ -33,6 +34,7 @@ from typing import ClassVar
 
 __all__ = [
     "AttemptTimeout",
+    "BudgetSpent",
     "ContextConflict",
     "DefinitionError",
     "GraphError",
@@ -145,6 +147,10 @@ class RunStopped(StageflowError):
     """The run was stopped by policy: ``on_error="abort"``, or bad input with ``on_bad_input="stop"``."""
 
     exit_code = 4
+
+
+class BudgetSpent(RunStopped):
+    """What is left of the run's budget is less than the next call may cost. A higher one goes on."""
 
 
 class OutOfMemory(RunStopped):

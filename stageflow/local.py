@@ -16,6 +16,8 @@ from stageflow.engine.watch import hear_stray_tasks
 from stageflow.errors import InputDamaged
 from stageflow.events import StageSnapshot, StopRequested
 from stageflow.feeding import Feeder, retries_of
+from stageflow.money import amount_of
+from stageflow.policies.budget import Budget
 from stageflow.recorder import Recorder, failure_watch
 from stageflow.work import StageAccount, WorkRequest
 
@@ -89,7 +91,12 @@ class LocalWork:
             run_id=found.run,
             child_setups=self._children,
             debug=options.debug,
+            budget=Budget(amount_of(options.budget), found.spend.most) if options.budget is not None else None,
+            spent=found.spend,
         )
+        if ends.durable and request.plan.prices:
+            recorder.spend = engine.till.take_spend
+            engine.till.changed = recorder.spent
         self.max_open = engine.credits.limit
         recorder.release = engine.release
         recorder.verdict = lambda stage: engine.pools[stage].judge.probation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from stageflow.errors import RequestError
 from stageflow.graph import nearest
@@ -13,6 +13,8 @@ from stageflow.plan import Override
 from stageflow.protocols import Listener
 
 __all__ = ["Options", "parse_fsync"]
+
+_MOST_MONEY: Final = 1e12
 
 Amounts = int | Mapping[str, int]
 
@@ -64,6 +66,8 @@ class Options:
         allow_failures: ``"5"`` or ``"2.5%"``: so many dead letters still end in exit code 0.
         max_retry_after: Seconds; a service that asks to be left alone for longer stops the run.
         grace: Seconds in which a stopped run may finish what it has accepted.
+        budget: Stop the run before its calls, with those of the runs it goes on with, cost more; > 0, in the currency
+            of the job's prices.
         processes: Run the whole pipeline in so many processes, >= 1, which share the input and all limits.
         debug: Warn of handlers that change values they share with other stages; slow.
         listeners: Hear of every event.
@@ -90,6 +94,7 @@ class Options:
     allow_failures: str | None = None
     max_retry_after: float = 600.0
     grace: float = 20.0
+    budget: float | None = None
     processes: int = 1
     debug: bool = False
     listeners: Sequence[Listener] = ()
@@ -120,6 +125,16 @@ class Options:
             raise RequestError(f'on_bad_input must be "dead" or "stop", not {options.on_bad_input!r}')
         if not isinstance(options.disk_full_wait, (int, float)) or not 0 <= options.disk_full_wait < inf:
             raise RequestError(f"disk_full_wait must be a number of seconds, not {options.disk_full_wait!r}")
+        budget = options.budget
+        if budget is not None and (
+            not isinstance(budget, (int, float)) or isinstance(budget, bool) or not 0 < budget <= _MOST_MONEY
+        ):
+            raise RequestError(f"budget must be an amount above 0, not {budget!r}")
+        if budget is not None and options.processes > 1:
+            raise RequestError(
+                "a budget is kept by one process only, not by several",
+                hint="run it with --processes 1, or without --budget",
+            )
         parse_fsync(options.fsync)
         return options
 

@@ -11,6 +11,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from stageflow.errors import DefinitionError, SettingError
+from stageflow.money import Price
 from stageflow.plan import Draft, Override, Plan, ResourceDraft, Scope, StageDraft, freeze
 from stageflow.stage import check_setting
 
@@ -41,9 +42,11 @@ class Pipeline:
         files: Further files that decide the results, relative to the folder of the job file: ``["prompt.txt"]``. An
             interrupted run is not continued with other contents. The job file itself always counts; modules that it
             imports count where they are named here.
+        prices: What tokens cost, by model: ``{"small": Price(input=0.15, output=0.60)}``. Those in ``stageflow.toml``
+            come before them.
 
     Raises:
-        DefinitionError: ``context`` is no dataclass, or ``files`` no list of paths.
+        DefinitionError: ``context`` is no dataclass, ``files`` no list of paths, or ``prices`` no mapping of prices.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Pipeline:
         context: type | None = None,
         on_partial: Literal["keep", "drop"] = "keep",
         files: Iterable[str | os.PathLike[str]] = (),
+        prices: Mapping[str, Price] | None = None,
     ) -> None:
         where = _caller()
         if on_partial not in ("keep", "drop"):
@@ -66,7 +70,13 @@ class Pipeline:
         paths = () if isinstance(files, (str, bytes)) else tuple(files)
         if isinstance(files, (str, bytes)) or not all(isinstance(path, (str, os.PathLike)) for path in paths):
             raise SettingError(f"files must be a list of paths, not {files!r}", where=where)
+        if prices is not None and not (
+            isinstance(prices, Mapping) and all(isinstance(price, Price) for price in prices.values())
+        ):
+            hint = 'prices={"small": Price(input=0.15, output=0.60)}'
+            raise SettingError(f"prices must map models to Price(...), not {prices!r}", hint=hint, where=where)
         self._draft = Draft(name, where, key, dict(params or {}), context, on_partial)
+        self._draft.prices = dict(prices or {})
         self._draft.file, self._draft.files = _caller_file(), tuple(os.fspath(path) for path in paths)
         self._prepare: Callable[[], object] | None = None
         self._reference: str | None = None  # under which it was loaded
@@ -98,7 +108,9 @@ class Pipeline:
                 600), ``retry`` (a :class:`Retry` or the number of attempts), ``rate_limit`` (a :class:`RateLimit`,
                 shared where the object is shared), ``batch`` (a :class:`Batch`: lists in, lists out), ``when`` (a
                 predicate whose parameters are names like a stage's; false: skipped for this record), ``emit`` (whether
-                the result is a field of the output; true), ``version`` (text that is part of the stage's identity).
+                the result is a field of the output; true), ``version`` (text that is part of the stage's identity),
+                ``model`` (whose price holds for its calls), ``max_tokens`` (the most that one call may use, as a number
+                or as ``(input, output)``: what a budget sets aside).
 
         Raises:
             SettingError: A setting is unknown or out of its range.

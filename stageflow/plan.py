@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from stageflow import graph
 from stageflow.contexts import required_fields
 from stageflow.errors import DefinitionError, GraphError, SettingError
+from stageflow.money import Price
 from stageflow.policies.retry import retry_of
 from stageflow.stage import (
     DEFAULT_MAX_IN_FLIGHT,
@@ -110,11 +111,15 @@ class Draft:
     files: tuple[str, ...] = ()
     stages: list[StageDraft] = field(default_factory=list)
     resources: list[ResourceDraft] = field(default_factory=list)
+    prices: dict[str, Price] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """A setting given from outside the job file; ``stage`` is ``None`` where it is for every stage."""
+    """A setting given from outside the job file; ``stage`` is ``None`` where it is for every stage.
+
+    ``prices``, by model, are the job's own: they are for no stage, and hold beside those of the job file.
+    """
 
     stage: str | None
     setting: str
@@ -147,6 +152,7 @@ class Plan:
         on_partial: What becomes of what a fan-out yielded where some of it failed: ``"keep"`` or ``"drop"``.
         file: The job file, where there is one.
         files: Others whose contents are part of the job, relative to the folder of ``file``.
+        prices: What tokens cost, by model; ``price_origins``: where each price comes from.
     """
 
     name: str
@@ -161,6 +167,8 @@ class Plan:
     on_partial: str = "keep"
     file: str | None = None
     files: tuple[str, ...] = ()
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    price_origins: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
@@ -248,6 +256,11 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
                 + ", ".join(s.name for s in draft.stages),
                 hint=_near(override.stage, [s.name for s in draft.stages], "stages are"),
             )
+    prices = {name: Setting(price, draft.where) for name, price in draft.prices.items()}
+    for override in overrides:
+        if _is_of_prices(override):
+            prices |= {name: Setting(price, override.origin) for name, price in override.value.items()}
+    overrides = [override for override in overrides if not _is_of_prices(override)]
     stages = {stage.name: _stage(stage, draft, overrides) for stage in draft.stages}
     order = _order(stages)
     plan = Plan(
@@ -263,12 +276,18 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
         on_partial=draft.on_partial,
         file=draft.file,
         files=draft.files,
+        prices={name: setting.value for name, setting in prices.items()},
+        price_origins={name: setting.origin for name, setting in prices.items()},
     )
     _check_files(plan)
     _check_processes(plan)
     _check_fan_out(plan)
     _check_batches(plan)
     return plan
+
+
+def _is_of_prices(override: Override) -> bool:
+    return override.setting == "prices" and override.stage is None
 
 
 def _near(name: str, names: Any, otherwise: str) -> str:
@@ -309,6 +328,8 @@ def _stage(draft: StageDraft, job: Draft, overrides: Sequence[Override]) -> Stag
     settings = _settings(draft, overrides)
     values = {name: setting.value for name, setting in settings.items()}
     values["retry"] = retry_of(values["retry"])
+    if isinstance(values["max_tokens"], list):  # as TOML has it
+        values["max_tokens"] = tuple(values["max_tokens"])
     conditions: tuple[Parameter, ...] = ()
     if values["when"] is not None:
         conditions = tuple(_resolve(p, job) for p in parameters_of(f"when of {owner}", values["when"], draft.where))
@@ -372,6 +393,8 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "when": None,
     "emit": True,
     "version": None,
+    "model": None,
+    "max_tokens": None,
 }
 
 

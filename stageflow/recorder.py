@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from stageflow.commit import Commit, InputMark
+from stageflow.commit import Commit, InputMark, Spend
 from stageflow.counters import RunCounters
 from stageflow.errors import ContextConflict, ItemError, ResultError, RunStopped
 from stageflow.events import Event, RecordDead
@@ -101,6 +101,8 @@ class Recorder:
         self.release: Callable[[int], None] = lambda count: None
         self.watch: Callable[[int, int], None] = lambda dead, settled: None
         self.verdict: Callable[[str], str] = lambda stage: "cleared"
+        self.spend: Callable[[], Spend | None] = lambda: None
+        self._spent = False
 
     def mark(self, marks: Iterable[InputMark]) -> None:
         """The input was read up to there: that goes into the next commit."""
@@ -135,6 +137,11 @@ class Recorder:
             self._settled.extend(items)
             self._more.set()
 
+    def spent(self) -> None:
+        """Money was spent, which :attr:`spend` tells: that is written, also where no record settles."""
+        self._spent = True
+        self._more.set()
+
     def close(self) -> None:
         """No item will come any more: :meth:`write` ends when those that came are written."""
         self._closed = True
@@ -151,7 +158,7 @@ class Recorder:
         while not (self._closed and not self._settled):
             await self._more.wait()
             self._more.clear()
-            while self._settled:
+            while self._settled or self._spent:
                 await self._gather()
                 await self._write_commit()
         await self._write_commit()  # what waited for a verdict until now, and the last marks
@@ -175,7 +182,8 @@ class Recorder:
         batch = self._next_batch()
         commit, counters = batch.commit, self._counters
         self.watch(batch.dead, batch.taken)
-        if commit.ordinals or commit.marks:
+        commit.spend, self._spent = self.spend(), False
+        if commit.ordinals or commit.marks or commit.spend is not None:
             await self._output.write(commit)
         if batch.letters and self._dead is not None:
             await self._dead.write(batch.letters)

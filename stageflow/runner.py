@@ -21,11 +21,14 @@ from stageflow.errors import StageflowError
 from stageflow.events import Event, Resumed, RunEnded, RunStarted, Snapshot, StopRequested, Warned
 from stageflow.feeding import EarlierRuns
 from stageflow.fingerprint import changes, job_identity, upstream_digests
+from stageflow.forecast import forecast
 from stageflow.local import LocalWork
+from stageflow.money import units
 from stageflow.options import Options
 from stageflow.plan import Override, Plan
 from stageflow.policies.tolerance import Tolerance
-from stageflow.report.stats import RunReport, StageReport
+from stageflow.pricing import refuse_unreservable
+from stageflow.report.stats import Forecast, RunReport, StageReport
 from stageflow.work import JobOrigin, StageAccount, Work, WorkRequest
 
 __all__ = ["Run"]
@@ -42,7 +45,8 @@ class Run:
         elsewhere: Where another process finds the job, with further settings.
 
     Raises:
-        RequestError: The source or the sink is nothing that can be read or written.
+        RequestError: The source or the sink is nothing that can be read or written, or there is a budget for a job of
+            which it can't be said what its calls may cost.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class Run:
         prepare: Callable[[], object] | None = None,
         elsewhere: Callable[[Sequence[Override]], JobOrigin] | None = None,
     ) -> None:
+        if options.budget is not None:
+            refuse_unreservable(plan)
         self.plan = plan
         self._prepare = prepare
         self._elsewhere = elsewhere
@@ -320,7 +326,9 @@ class Run:
         counters, work, complete = self._counters, self._work, self._resumption.complete
         assert work is not None, "a report of a run that did not begin"
         seconds = self._clock() - self._began if work.begun else 0.0
-        stages = {name: self._stage_report(name, account, seconds) for name, account in work.accounts().items()}
+        accounts = work.accounts()
+        stages = {name: self._stage_report(name, account, seconds) for name, account in accounts.items()}
+        spend = self._resumption.spend
         return RunReport(
             pipeline=self.plan.name,
             read=counters.read,
@@ -338,6 +346,32 @@ class Run:
             stages=stages,
             earlier=self._earlier - work.retried,
             already_complete=complete,
+            cost=units(sum(account.counters.cost for account in accounts.values())),
+            cost_unsure=units(sum(account.counters.cost_unsure for account in accounts.values())),
+            cost_earlier=units(spend.known),
+            cost_unsure_earlier=units(spend.unsure),
+            budget=self._options.budget,
+            forecast=self._forecast(accounts, seconds),
+        )
+
+    def _forecast(self, accounts: Mapping[str, StageAccount], seconds: float) -> Forecast | None:
+        """What the whole input would come to, where only its first records were asked for, and they are done."""
+        counters, work, total = self._counters, self._work, self._total
+        settled = counters.written + counters.dropped + counters.dead - self._earlier
+        if self._options.limit is None or self._stopped is not None or work is None or work.at_end:
+            return None
+        if total is None or total <= counters.read or settled < 1:
+            return None
+        spend = self._resumption.spend
+        spent = sum(account.counters.cost + account.counters.cost_unsure for account in accounts.values())
+        return forecast(
+            self.plan,
+            {name: account.counters for name, account in accounts.items()},
+            total=total,
+            settled=settled,
+            seconds=seconds,
+            cost=spent + spend.most,
+            before=self._earlier,
         )
 
     def _stage_report(self, name: str, account: StageAccount, seconds: float) -> StageReport:

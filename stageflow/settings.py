@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stageflow.errors import SettingError
 from stageflow.graph import nearest
+from stageflow.money import Price
 from stageflow.plan import Override
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["from_amounts", "from_environment", "from_file", "from_pairs", "parse_params"]
 
 _VARIABLES: Final = {"STAGEFLOW_MAX_IN_FLIGHT": "max_in_flight", "STAGEFLOW_QUEUE_SIZE": "queue_size"}
-_TEXTS: Final = ("version",)
+_TEXTS: Final = ("version", "model")
 """Settings that are text, also where it looks like a number."""
 _WORDS: Final = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -70,7 +71,7 @@ def from_environment(environment: Mapping[str, str]) -> list[Override]:
 
 
 def from_file(folder: Path) -> list[Override]:
-    """The ``[stages.NAME]`` tables of ``stageflow.toml`` in a folder, if there is one.
+    """The ``[stages.NAME]`` and ``[prices.MODEL]`` tables of ``stageflow.toml`` in a folder, if there is one.
 
     Raises:
         SettingError: It is no TOML, or has something else in it.
@@ -84,15 +85,40 @@ def from_file(folder: Path) -> list[Override]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise SettingError(f"cannot read {path.name}: {error}", hint="mend it, or move it away") from None
-    unknown = sorted(content.keys() - {"stages"})
+    unknown = sorted(content.keys() - {"stages", "prices"})
     if unknown:
-        raise SettingError(f'{path.name} has no section "{unknown[0]}"', hint="settings stand under [stages.NAME]")
+        raise SettingError(
+            f'{path.name} has no section "{unknown[0]}"',
+            hint="settings stand under [stages.NAME], prices under [prices.MODEL]",
+        )
     stages = content.get("stages", {})
     if not isinstance(stages, dict) or not all(isinstance(settings, dict) for settings in stages.values()):
         raise SettingError(
             f"{path.name}: [stages] holds tables, one per stage", hint="[stages.generate] max_in_flight = 64"
         )
-    return [Override(stage, name, value, path.name) for stage, table in stages.items() for name, value in table.items()]
+    found = [
+        Override(stage, name, value, path.name) for stage, table in stages.items() for name, value in table.items()
+    ]
+    prices = content.get("prices", {})
+    if prices:
+        found.insert(0, Override(None, "prices", _prices(prices, path.name), path.name))
+    return found
+
+
+def _prices(given: Any, origin: str) -> dict[str, Price]:
+    hint = '[prices."small"] input = 0.15 output = 0.60, per million tokens'
+    if not isinstance(given, dict):
+        raise SettingError(f"{origin}: [prices] holds tables, one per model", hint=hint)
+    prices = {}
+    for model, table in given.items():
+        if not isinstance(table, dict) or table.keys() != {"input", "output"}:
+            # A name with a dot in it, unquoted, is a table in a table.
+            raise SettingError(f'{origin}: [prices."{model}"] must hold input and output, and nothing else', hint=hint)
+        try:
+            prices[model] = Price(**table)
+        except SettingError as error:
+            raise SettingError(f'{origin}: [prices."{model}"]: {error.message}', hint=hint) from None
+    return prices
 
 
 def from_pairs(given: Iterable[str]) -> list[Override]:

@@ -66,6 +66,8 @@ class Stage:
         parameters: What the handler is called with, in its own order.
         dependencies: The stages it comes after, each once, in the order in which they were named.
         timeout: Seconds per attempt.
+        model: Whose price holds for its calls, where they do not tell another.
+        max_tokens: The most that one call may use, of either kind or as ``(input, output)``.
         when_parameters: What ``when`` is called with.
         fans_out: Whether the handler is a generator: each value it yields is a child.
         where: The place of its definition, as ``job.py:12``.
@@ -89,6 +91,8 @@ class Stage:
     fans_out: bool
     emit: bool
     version: str | None
+    model: str | None
+    max_tokens: int | tuple[int, int] | None
     where: str
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,6 +142,12 @@ def _seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
+def _tokens(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) == 2 and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+    return value is None or _positive(value)
+
+
 _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "max_in_flight": (_positive, "a positive integer"),
     "queue_size": (_positive, "a positive integer"),
@@ -156,6 +166,8 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "when": (lambda value: value is None or callable(value), "a function"),
     "emit": (lambda value: isinstance(value, bool), "true or false"),
     "version": (lambda value: isinstance(value, str), "text"),
+    "model": (lambda value: value is None or isinstance(value, str), "text, the name of a price"),
+    "max_tokens": (_tokens, "a positive number of tokens, or (input, output)"),
 }
 
 
@@ -171,6 +183,8 @@ _DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
     "when": "none; it is set in the job file",
     "emit": "true",
     "version": "none",
+    "model": "none",
+    "max_tokens": "none",
 }
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from stageflow.ledger.status import LedgerStatus, status
+from stageflow.money import amount_of, shown
 from stageflow.report.text import counted
 
 __all__ = ["status_json", "status_text"]
@@ -43,6 +44,9 @@ def _lines(path: str, found: LedgerStatus) -> list[str]:
     ]
     if found.letters:
         lines.append(f"  {counted(found.letters, 'dead letter')} not tried again")
+    if found.cost or found.cost_unsure:
+        most = f", at most {shown(amount_of(found.cost + found.cost_unsure))}" if found.cost_unsure else ""
+        lines.append(f"  its calls cost {shown(amount_of(found.cost))}{most}, in the currency of the job's prices")
     if found.last_sync is not None:
         lines.append(f"  safe from a power loss: {counted(found.synced.settled, 'record')}, at {found.last_sync}")
     return lines

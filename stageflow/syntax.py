@@ -25,7 +25,7 @@ __all__ = ["Sources", "code_of", "rest_of", "stable"]
 _PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "rate_limit", "run"})
 """Arguments that set the pace, of whatever call."""
 
-_PACE_CALLS: Final = frozenset({"RateLimit", "Retry", "Batch"})
+_PACE_CALLS: Final = frozenset({"RateLimit", "Retry", "Batch", "Price"})
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9A-Fa-f]+")
 
@@ -250,7 +250,7 @@ class _Rest(_Pace):
         elif name == "linear":
             node.args = [each for each in node.args if not _is_named(each)]
         if name in ("Pipeline", "linear"):
-            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in ("params", "files")]
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in ("params", "files", "prices")]
         return super().visit_Call(node)
 
 

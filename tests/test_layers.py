@@ -24,6 +24,7 @@ LAYERS: dict[str, int] = {
     "protocols": 1,
     "commit": 1,
     "counters": 1,
+    "money": 1,
     # 2 parts
     "channel": 2,
     "graph": 2,
@@ -32,6 +33,7 @@ LAYERS: dict[str, int] = {
     # 3 description
     "stage": 3,
     "plan": 3,
+    "pricing": 3,
     # 4
     "engine": 4,
     # 5 edges
@@ -44,6 +46,7 @@ LAYERS: dict[str, int] = {
     "loader": 6,
     "fingerprint": 6,
     "feeding": 6,
+    "forecast": 6,
     "syntax": 6,
     "retries": 6,
     "status": 6,

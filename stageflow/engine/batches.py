@@ -147,7 +147,10 @@ class BatchWorker(Worker):
                 pool.counters.cancelled += 1
                 pool.router.leave(item)
         if shut and not wanted:
-            gate.give_back(self.reserved)
+            if not gate.barred:
+                gate.give_back(self.reserved)
+        elif wanted and gate.purse is not None:
+            pool.set_aside(wanted[0])
         return wanted
 
     async def _call(self, items: list[Item], *, alone: bool) -> list[Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from stageflow.engine.spending import Report
 from stageflow.item import Exit, Item, Note, Outcome, ReadOnlyDict
 from stageflow.plan import Plan
 from stageflow.stage import Parameter, Stage
@@ -85,10 +86,22 @@ class Call:
         facts = _Facts(self.index, self.key, self.idempotency_key, self.outcomes)
         return _CallElsewhere, (self.attempt, facts)
 
-    def report(self, *, tokens: int) -> None:
-        """Say how many tokens the call used; the stage's ``tokens_per_minute`` is settled by it, also when it fails."""
-        self.tokens = (self.tokens or 0) + tokens
-        self._binder.reported(self._item, tokens)
+    def report(
+        self, *, tokens: int | None = None, input_tokens: int = 0, output_tokens: int = 0, model: str | None = None
+    ) -> None:
+        """Say how many tokens the call used; ``tokens_per_minute``, cost and budget go by it, also when it fails.
+
+        Args:
+            tokens: All of them; without it the sum of the others.
+            input_tokens, output_tokens: Those of each kind. What ``tokens`` exceeds them by is of either kind.
+            model: Which price holds; without it that of the stage's ``model``.
+        """
+        told = Report.of(tokens, input_tokens, output_tokens, model)
+        self.tokens = (self.tokens or 0) + told.tokens
+        self._tell(told)
+
+    def _tell(self, report: Report) -> None:
+        self._binder.reported(self._item, self.attempt, report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +127,7 @@ class _CallElsewhere(Call):
     idempotency_key = property(lambda self: self._facts.idempotency_key)
     outcomes = property(lambda self: self._facts.outcomes)
 
-    def report(self, *, tokens: int) -> None:
-        self.tokens = (self.tokens or 0) + tokens
+    def _tell(self, report: Report) -> None: ...
 
 
 class Binder:
@@ -124,11 +136,17 @@ class Binder:
     Args:
         resources: What is opened for the run, by name.
         run: The identity of the run, for idempotency keys.
-        reported: Called with the item and the tokens that a handler reports.
+        reported: Called with the item, the attempt, and what a handler reports of that.
     """
 
     def __init__(
-        self, stage: Stage, plan: Plan, resources: Mapping[str, Any], *, run: str, reported: Callable[[Item, int], None]
+        self,
+        stage: Stage,
+        plan: Plan,
+        resources: Mapping[str, Any],
+        *,
+        run: str,
+        reported: Callable[[Item, int, Report], None],
     ) -> None:
         self.stage = stage
         self.plan = plan

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from stageflow.engine.attempt import GONE, asked_for
 from stageflow.engine.judge import Ruling
-from stageflow.errors import AttemptTimeout, RunStopped
+from stageflow.errors import AttemptTimeout, RecordError, RunStopped
 from stageflow.item import Exit, Failure, Item
 from stageflow.policies.failure import Degrade
 
@@ -72,6 +72,9 @@ class Failing:
         """
         error = self.cancellation(error, worker=worker)
         reason = self._pool.attempts.reason(item, error)
+        if (usage := self._pool.reported.get(item)) is not None:
+            usage.cut = isinstance(reason, AttemptTimeout)
+            usage.uncalled = reason is not error and isinstance(reason, RecordError)
         yielded = self._has_yielded(item)
         ruling = self._pool.judge.rule(item, reason, error, fresh=not yielded)
         if ruling.wait is not None:
@@ -111,7 +114,7 @@ class Failing:
             item.broken = (*item.broken, self.stage.name)
 
     def withhold(self, item: Item) -> None:
-        """Leave an item undone and start nothing more of it: its stage has stopped the run."""
+        """Leave an item undone and start nothing more of it: no call of its stage may start any more."""
         self._give_up(item, RunStopped(self._pool.judge.breaker.reason() or "stopped"), Ruling(withhold=True))
 
     def _has_yielded(self, item: Item) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Final
+from typing import Final, Protocol
 
 from stageflow.policies.rate import RateLimit, TokenBucket, TokenEstimate
 
-__all__ = ["Gate", "Limiter", "limiters_of"]
+__all__ = ["Gate", "Limiter", "Money", "limiters_of"]
 
 _ROUNDING: Final = 1e-6
 """Tokens that may lack: times are rounded."""
@@ -233,6 +233,20 @@ def limiters_of(limits: Mapping[str, RateLimit | None], clock: Callable[[], floa
     }
 
 
+class Money(Protocol):
+    """What sets money aside for the calls of a stage; see :class:`stageflow.engine.spending.Purse`."""
+
+    def fits(self) -> bool: ...
+
+    def take(self) -> bool: ...
+
+    def give_back(self) -> None: ...
+
+    async def wait(self) -> None: ...
+
+    def wake(self, everybody: bool = False) -> None: ...
+
+
 class Gate:
     """What a stage's calls pass before they start.
 
@@ -241,13 +255,15 @@ class Gate:
         paused_until: By the stage's clock; a service said it should be left alone until then.
         barred: No call may start any more; whoever comes is not held up, but told so by this.
         limiter: The permits of the stage's limit, or ``None``.
+        purse: Where the run has a budget, and the stage's calls cost money: that is set aside for each, else ``None``.
     """
 
-    def __init__(self, limiter: Limiter | None, clock: Callable[[], float]) -> None:
-        self.shut = limiter is not None
+    def __init__(self, limiter: Limiter | None, clock: Callable[[], float], purse: Money | None = None) -> None:
+        self.shut = limiter is not None or purse is not None
         self.paused_until = 0.0
         self.barred = False
         self.limiter = limiter
+        self.purse = purse
         self._clock = clock
 
     def pause(self, seconds: float) -> None:
@@ -258,18 +274,26 @@ class Gate:
     def bar(self) -> None:
         """Let no call start any more."""
         self.shut = self.barred = True
+        if self.purse is not None:
+            self.purse.wake(everybody=True)
 
     async def wait(self) -> float:
         """Wait for leave to start one call.
 
         Returns:
-            The tokens reserved for it. A cancelled wait holds no permit.
+            The tokens reserved for it. A cancelled wait holds no permit and no money, nor does one at a gate that is
+            barred.
         """
-        limiter = self.limiter
+        limiter, purse = self.limiter, self.purse
         while not self.barred:
             await self._pause()
+            if purse is not None and not purse.fits():
+                await purse.wait()
+                continue
             if limiter is None:
-                break
+                if purse is None or (not self._closed and purse.take()):
+                    break
+                continue
             limiter.waiting += 1
             try:
                 async with limiter.turn:
@@ -278,7 +302,8 @@ class Gate:
                     tokens = await limiter.permit()
             finally:
                 limiter.waiting -= 1
-            if not self._closed:
+            # Money comes last: it is set aside for calls that start, and not for those that wait for a permit.
+            if not self._closed and (purse is None or purse.take()):
                 return tokens
             limiter.give_back(tokens)
         return 0.0
@@ -286,7 +311,7 @@ class Gate:
     @property
     def open_for(self) -> int:
         """How many calls may start at once, of a gate that is shut: permits for them are there, and nobody waits."""
-        return 0 if self.limiter is None or self._closed else self.limiter.there
+        return 0 if self.limiter is None or self.purse is not None or self._closed else self.limiter.there
 
     def passed(self, calls: int) -> None:
         """So many calls have started at once."""
@@ -307,10 +332,12 @@ class Gate:
     async def _pause(self) -> None:
         while (seconds := self.paused_until - self._clock()) > 0:  # noqa: ASYNC110 - it may grow while we wait
             await asyncio.sleep(seconds)
-        self.shut = self.limiter is not None or self.barred
+        self.shut = self.limiter is not None or self.purse is not None or self.barred
 
     def give_back(self, tokens: float) -> None:
         """The call that had leave to start is not made."""
+        if self.purse is not None:
+            self.purse.give_back()
         if self.limiter is not None and not self.barred:
             self.limiter.give_back(tokens)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from stageflow.channel import END, Channel
 from stageflow.counters import COUNTED_TOGETHER, StageCounters
-from stageflow.engine.attempt import GONE, Attempts
+from stageflow.engine.attempt import GONE, SKIPPED, Attempts
 from stageflow.engine.batches import BatchWorker
 from stageflow.engine.crew import Crew
 from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
@@ -26,6 +26,7 @@ from stageflow.engine.gate import Gate
 from stageflow.engine.judge import Judge
 from stageflow.engine.lodging import Lodging
 from stageflow.engine.routing import Router
+from stageflow.engine.spending import Report, Spending, Usage
 from stageflow.engine.turn import MOST_ALONE, Pace
 from stageflow.engine.worker import Worker
 from stageflow.item import Exit, Item, Note
@@ -54,7 +55,8 @@ class Pool:
         crew: Where its tasks are.
         turn: Calls the handler for one item of a bulk after the other; see :meth:`Binder.turn`.
         pace: How many such a bulk may have.
-        reported: Tokens that handlers have told of and that are not settled yet.
+        reported: What handlers have told of their calls, and which of those have money set aside, till it is settled.
+        spending: What the calls cost.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Pool:
         self._returning: dict[int, asyncio.TimerHandle] = {}
         self._returned = asyncio.Event()
         self._late = 0
-        self.reported: dict[Item, int] = {}
+        self.reported: dict[Item, Usage] = {}
+        self.spending: Spending
+        self._told_late = Usage()
         self._deadlines = Deadlines(stage.timeout, self._present, clock=clock, abandon=self._abandon)
 
     def connect(self, below: Sequence[Pool], *, straight: bool) -> None:
@@ -132,6 +136,9 @@ class Pool:
         self.channel.again.clear()
         self._deadlines.stop()
         self.lodging.close()
+        for item in list(self.reported):  # calls that were cancelled with the run
+            self._settle([item], cut=True)
+        self.spending.settle([self._told_late])
 
     # Workers
 
@@ -213,6 +220,8 @@ class Pool:
         self.counters.in_flight -= 1
         self.busy -= not worker.idle
         self.workers -= 1
+        if self.reported:
+            self._settle(items, cut=True)
         self.left_behind()
         if self.crew.cancelled:
             self.counters.cancelled += len(items) + len(worker.rest)
@@ -363,12 +372,19 @@ class Pool:
         counters.blocked += 1
         started = self.clock()
         place = channel.stand_in_line(item)
+        purse = self.spending.purse if self.stage.fans_out else None
+        if purse is not None and not any(each in self.reported for each in item.lineage()):
+            purse = None
         try:
+            if purse is not None:  # a generator's call goes on, and keeps the money that was set aside for it
+                purse.hold_up(1)
             await place[1]
         except asyncio.CancelledError:
             if channel.step_out(place):
                 raise
         finally:
+            if purse is not None:
+                purse.hold_up(-1)
             self.enter()
             counters.blocked -= 1
             counters.blocked_seconds += self.clock() - started
@@ -397,16 +413,37 @@ class Pool:
         if not (self.channel.attended or self.crew.cancelled) and self.workers < self.stage.max_in_flight:
             self.start_worker()
 
-    # Tokens
+    # Tokens and money
 
-    def report_tokens(self, item: Item, tokens: int) -> None:
-        """A handler, on whatever thread, tells what its call used."""
-        self.reported[item] = self.reported.get(item, 0) + tokens
+    def report(self, item: Item, attempt: int, report: Report) -> None:
+        """A handler, on whatever thread, tells what its call used. One that was given up may do so when the item is
+        tried again already."""
+        usage = self._told_late
+        if attempt == item.attempt(self.stage.name):
+            usage = self.reported.get(item) or self.reported.setdefault(item, Usage())
+        usage.reports.append(report)
 
-    def settle_tokens(self, worker: Worker, items: Sequence[Item]) -> None:
-        """Settle what a call used with what was reserved for it; one that told nothing keeps its estimate."""
-        used = [self.reported.pop(item, None) for item in items]
-        told = [tokens for tokens in used if tokens is not None]
-        if told:
-            self.counters.tokens += sum(told)
-            self.gate.settle(worker.reserved, sum(told))
+    def set_aside(self, item: Item) -> None:
+        """Money was set aside for the call that begins."""
+        self.reported.setdefault(item, Usage()).paid = True
+
+    def settle_tokens(self, worker: Worker, items: Sequence[Item], value: Any = None) -> None:
+        """Settle what a call used with what was reserved for it; one that told nothing keeps its estimate of tokens,
+        and counts in full for a budget.
+
+        Args:
+            value: What it gave.
+        """
+        if value is SKIPPED and items[0] in self.reported:
+            self.reported[items[0]].uncalled = True
+        tokens = self._settle(items, cut=worker.timed_out)
+        if tokens is not None:
+            self.gate.settle(worker.reserved, tokens)
+
+    def _settle(self, items: Sequence[Item], *, cut: bool) -> int | None:
+        """Take what is known of a call into the account. Returns the tokens it told of; ``None``: it told nothing."""
+        used = [usage for item in items if (usage := self.reported.pop(item, None)) is not None]
+        if not used:
+            return None
+        used[0].cut = used[0].cut or cut
+        return self.spending.settle(used)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stageflow.channel import Channel
+from stageflow.commit import Spend
 from stageflow.engine import garbage
 from stageflow.engine.attempt import Attempts, asked_for, describe
 from stageflow.engine.binding import Binder
@@ -21,12 +22,14 @@ from stageflow.engine.pool import Pool
 from stageflow.engine.processes import ChildSetup
 from stageflow.engine.reentry import reenter
 from stageflow.engine.routing import Router
+from stageflow.engine.spending import Spending, Till
 from stageflow.engine.targets import Target, target_of
 from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
 from stageflow.item import STAND_INS, BadRecord, Failure, Item, Lost, Reentry, items_of
 from stageflow.plan import Plan
+from stageflow.policies.budget import Budget
 from stageflow.protocols import Entry
 from stageflow.stage import Stage
 
@@ -54,6 +57,7 @@ class Engine:
         random: For jitter.
         debug: Tell of handlers that change values they share.
         child_setups: By name what the children of each process stage need.
+        budget: The money that calls may cost; ``None``: any amount. ``spent``: what earlier runs have spent.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class Engine:
         random: Random | None = None,
         child_setups: Mapping[str, ChildSetup] | None = None,
         debug: bool = False,
+        budget: Budget | None = None,
+        spent: Spend | None = None,
     ) -> None:
         self.plan = plan
         self.credits = Credits(max_open_records or plan.max_open_records)
@@ -91,6 +97,7 @@ class Engine:
         self._debug = debug
         self._targets: list[Target] = []
         self._router = Router(plan, settled, settled_many)
+        self.till = Till(plan, budget=budget, before=spent, stop=self._stop_by_policy, warn=warn)
         limiters = limiters_of({name: stage.rate_limit for name, stage in plan.stages.items()}, self._clock)
         self.pools = {name: self._pool(plan.stages[name], limiters.get(name)) for name in plan.order}
         for name, pool in self.pools.items():
@@ -105,10 +112,9 @@ class Engine:
         self._targets.append(target)
         # An async function is called as it is: a target around it would cost a call per record.
         called = stage.handler if stage.run == "async" or stage.fans_out else target
-        binder = Binder(
-            stage, self.plan, self._resources, run=self._run_id, reported=lambda item, n: pool.report_tokens(item, n)
-        )
-        gate = Gate(limiter, self._clock)
+        binder = Binder(stage, self.plan, self._resources, run=self._run_id, reported=lambda *told: pool.report(*told))
+        purse = self.till.purses.get(stage.name)
+        gate = Gate(limiter, self._clock, purse)
         attempts = Attempts(stage, self.plan, binder, called)
         pool = Pool(
             stage,
@@ -120,6 +126,10 @@ class Engine:
             crew=self.crew,
             clock=self._clock,
         )
+        pool.spending = Spending(stage, self.till, pool.counters)
+        pool.spending.bar = gate.bar
+        if purse is not None:
+            purse.bar = gate.bar
         pool.judge = Judge(
             stage,
             counters=pool.counters,

@@ -149,7 +149,7 @@ class Worker:
         if self.timed_out:
             self.forgive()
         if pool.reported:
-            pool.settle_tokens(self, [item])
+            pool.settle_tokens(self, [item], value)
         if pool.crew.cancelled:  # the handler kept the cancellation to itself
             counters.cancelled += 1
             raise asyncio.CancelledError
@@ -189,7 +189,7 @@ class Worker:
         if gate.shut and not item.closed:
             if not self.permitted and not gate.pass_at_once():
                 await self.pass_gate([item])
-                self.permitted = True
+                self.permitted = not gate.barred
             if gate.barred:
                 pool.failing.withhold(item)
         if item.closed:
@@ -197,6 +197,8 @@ class Worker:
             pool.router.leave(item)
             return False  # a permit that was waited for with it serves the next one, if that is there
         self.permitted = False
+        if gate.purse is not None:
+            pool.set_aside(item)
         return True
 
     def turn(self, size: int) -> tuple[Item, Awaitable[Any] | None] | None:

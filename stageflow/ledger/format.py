@@ -13,6 +13,7 @@ breaks the chain at its place. The types::
     s  a sync marker         everything up to o and x, and this far in the ledger, was made durable before this line;
                              n [written, dropped, dead], at, rss (peak memory in bytes), clean: the run ended here, in
                              good order
+    b  money was spent       k what is known, u what calls may have cost beyond that: both of all epochs, as text
     r  a retry begins        n numbers of the dead letters to be done again, as [first, last] ranges
     e  an operator's event   text
     f  the run is complete   o and x as they are, z and y the sizes of both files when they are finished, rewritten:

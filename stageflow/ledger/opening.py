@@ -190,7 +190,7 @@ def _resume(
             disk.remove(names.letters)
         return _first_epoch(disk, names, ledger, opened, request)
     _refuse_stray_output(disk, names, state)
-    resumption = Resumption(run=state.run, epoch=state.epoch, done=state.done, totals=state.totals)
+    resumption = Resumption(run=state.run, epoch=state.epoch, done=state.done, totals=state.totals, spend=state.spend)
     changes = _compare(names, state, request, resumption)
     retries = _letters_to_retry(names, state) if request.retry_failed else []
     if state.final is not None:

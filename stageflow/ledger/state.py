@@ -10,8 +10,9 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from stageflow.commit import BLANK, DEAD_IN_PART, Commit, InputIdentity, InputMark, JobIdentity, Totals
+from stageflow.commit import BLANK, DEAD_IN_PART, Commit, InputIdentity, InputMark, JobIdentity, Spend, Totals
 from stageflow.ledger.format import Fields, merge_ranges
+from stageflow.money import from_text, to_text
 
 __all__ = ["DEAD", "DEAD_IN_PART", "OPEN", "State"]
 
@@ -41,6 +42,7 @@ class State:
         ascending: The lines in the file of results are in the order of the input.
         final: The ``f`` line, if nothing followed it.
         base: The newest ``f`` line with a header after it: where the file that is continued was finished.
+        spend: What the calls have cost.
         clean: The newest line is a marker written at the end of a run.
         beginning: Nothing was committed in the newest epoch yet.
     """
@@ -67,6 +69,7 @@ class State:
         self.ascending = True
         self.final: Fields | None = None
         self.base: Fields | None = None
+        self.spend = Spend()
         self.clean = False
         self.beginning = False
         self._last = -1
@@ -147,6 +150,10 @@ class State:
             fields["u"] = commit.replaced
         return fields
 
+    def spend_fields(self, spend: Spend) -> Fields:
+        """The line that tells what was spent."""
+        return {"t": "b", "k": to_text(spend.known), "u": to_text(spend.unsure)}
+
     def apply(self, fields: Fields) -> None:
         """Add one line."""
         kind = fields["t"]
@@ -163,6 +170,8 @@ class State:
             self.final = fields
         elif kind == "r":
             self.retrying = fields["n"]
+        elif kind == "b":
+            self.spend = Spend(from_text(fields["k"]), from_text(fields["u"]))
         self.clean = kind == "s" and fields.get("clean", False)
 
     def _begin(self, fields: Fields) -> None:

@@ -13,6 +13,7 @@ from stageflow.ledger.disk import Disk
 from stageflow.ledger.names import Names
 from stageflow.ledger.recovery import Lines
 from stageflow.ledger.state import State
+from stageflow.money import units
 
 __all__ = ["Holder", "LedgerStatus", "status"]
 
@@ -40,6 +41,8 @@ class LedgerStatus:
         last_sync: When the newest marker was written (ISO 8601).
         epoch: How often the run was started.
         input, job: As they were called.
+        cost: Of the calls, by what they reported, in the currency of the job's prices; ``cost_unsure``: what calls that
+            reported nothing, or are in flight, may have cost beyond that.
     """
 
     state: Literal["running", "interrupted", "complete"]
@@ -53,6 +56,8 @@ class LedgerStatus:
     holder: Holder | None
     input: str | None
     job: str
+    cost: float = 0.0
+    cost_unsure: float = 0.0
 
 
 def status(path: str) -> LedgerStatus:
@@ -92,6 +97,8 @@ def status(path: str) -> LedgerStatus:
         holder=holder if held else None,
         input=given.path if given is not None else None,
         job=header["job"]["file"],
+        cost=units(state.spend.known),
+        cost_unsure=units(state.spend.unsure),
     )
 
 

@@ -104,6 +104,8 @@ class Store:
                 lines.append(
                     state.commit_fields(commit, _range(state.results_end, results), _range(state.letters_end, letters))
                 )
+            if commit.spend is not None:
+                lines.append(state.spend_fields(commit.spend))
             self._write_lines(lines)
         except OSError as error:
             self._cut_back()

@@ -114,7 +114,8 @@ class LedgerOutput:
     async def close(self, *, complete: bool, ended: bool = True) -> None:
         """End the run: finish the files if it is ``complete``, else leave them for the next run to go on with.
 
-        A run that wrote nothing leaves nothing behind. A cancellation ends a long copy early; the next run goes on.
+        A run that wrote nothing, and spent nothing, leaves nothing behind. A cancellation ends a long copy early; the
+        next run goes on.
 
         Args:
             complete: Everything that was asked for has settled.
@@ -200,7 +201,7 @@ class LedgerOutput:
     def _leave(self) -> None:
         """End an epoch that is not complete, in as good order as can be."""
         store = self._open
-        if store.state.epoch == 1 and not store.state.commits:
+        if store.state.epoch == 1 and not store.state.commits and not store.state.spend.most:
             if self._names.letters is not None and store.letters is not None:  # made, and then there was no room
                 self._disk.remove(self._names.letters)
             self._disk.remove(self._names.partial)

@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
-from stageflow.commit import Commit, InputMark, Resumption
+from stageflow.commit import Commit, InputMark, Resumption, Spend
 from stageflow.engine.gate import Limiter
 from stageflow.errors import InputDamaged, RunStopped
 from stageflow.events import Event, StageSnapshot, StopRequested, Warned
@@ -95,6 +95,7 @@ class Fleet:
         self._bad: dict[str, int] = {}
         self._fruitless = 0
         self._newest: InputMark | None = None
+        self._spent = Spend()
         self._told: set[str] = set()
         self._warned = 0
         self._to_read = asyncio.Event()
@@ -115,6 +116,7 @@ class Fleet:
     def take_up(self, found: Resumption, upstream: Mapping[str, str] | None) -> None:
         """Say from where to go on."""
         self._found, self._upstream = found, upstream or {}
+        self._spent = found.spend
 
     async def __aenter__(self) -> Self:
         """Start all processes, and wait until they are of one mind about the job."""
@@ -142,6 +144,7 @@ class Fleet:
             watch=failure_watch(request.options.max_failure_rate, request.stop),
             retried=self._sharder.retried,
             renamed=self._members.renamed,
+            spend=self._take_spend,
         )
         self.begun = True
         return self
@@ -355,6 +358,18 @@ class Fleet:
         if new is not None:
             new.send(Begin(full=False))
         return new
+
+    def _take_spend(self) -> Spend | None:
+        """What was spent by what the processes have said last, where that is news."""
+        if not (self._request.plan.prices and self._request.ends.durable):
+            return None
+        counters = [account.counters for account in self._standing.accounts().values()]
+        known, unsure = self._found.spend.known, self._found.spend.unsure
+        now = Spend(known + sum(c.cost for c in counters), unsure + sum(c.cost_unsure for c in counters))
+        if now == self._spent:
+            return None
+        self._spent = now
+        return now
 
     # What others see
 

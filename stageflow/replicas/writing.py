@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stageflow.commit import Commit, InputMark
+from stageflow.commit import Commit, InputMark, Spend
 from stageflow.counters import RunCounters
 from stageflow.ends import Ends
 from stageflow.engine.attempt import describe
@@ -32,6 +32,7 @@ class Writing:
         watch: Told how many of how many settled records failed, before they are written.
         retried: The indices of the records that are tried again.
         renamed: Modules by what they are called where results are pickled.
+        spend: What was spent, where that is news.
 
     Attributes:
         marks: Places in the input that were read, to stand before what is written next.
@@ -48,6 +49,7 @@ class Writing:
         watch: Callable[[int, int], None],
         retried: Collection[int],
         renamed: Mapping[str, str],
+        spend: Callable[[], Spend | None],
     ) -> None:
         self._ends = ends
         self._coordinator = coordinator
@@ -56,6 +58,7 @@ class Writing:
         self._watch = watch
         self._retried = retried
         self._renamed = renamed
+        self._spend = spend
         self._commits: list[tuple[Commit, Callable[[], None]]] = []
         self._more = asyncio.Event()
         self._closed = False
@@ -103,6 +106,7 @@ class Writing:
         commit = merged(commit for commit, _ in taken)
         # A mark stands before every commit of what was read before it; and what is leased was read before.
         commit.marks, self.marks = self.marks, []
+        commit.spend = self._spend()
         tally = _Tally.of(commit, self._retried)
         self._watch(tally.dead, len(commit.ordinals))
         await self._write(commit)
@@ -120,7 +124,7 @@ class Writing:
         done, self._coordinator.done = self._coordinator.done, []
         if self._order is not None:
             commit = self._order.release(done)
-        if commit.ordinals or commit.marks:
+        if commit.ordinals or commit.marks or commit.spend is not None:
             await self._ends.output.write(self._as_taken(commit))
         if letters and dead is not None:
             await dead.write(letters)

@@ -10,7 +10,7 @@ from stageflow.report.text import printable
 __all__ = ["describe_plan"]
 
 _ALWAYS = ("max_in_flight", "queue_size", "run", "timeout", "on_error")
-_WHERE_SET = ("retry", "rate_limit", "batch", "when", "emit", "version")
+_WHERE_SET = ("retry", "rate_limit", "batch", "when", "emit", "version", "model", "max_tokens")
 
 
 class _Plan(Protocol):
@@ -29,6 +29,10 @@ class _Plan(Protocol):
     @property
     def required(self) -> Mapping[str, str]: ...
     @property
+    def prices(self) -> Mapping[str, Any]: ...
+    @property
+    def price_origins(self) -> Mapping[str, str]: ...
+    @property
     def max_open_records(self) -> int: ...
 
 
@@ -41,6 +45,9 @@ def describe_plan(plan: _Plan) -> str:
         lines.append("  resources: " + ", ".join(plan.resources))
     if plan.required:
         lines.append("  required fields: " + ", ".join(plan.required))
+    for model, price in plan.prices.items():
+        per = f"input {price.input:g}, output {price.output:g} per million tokens"
+        lines.append(f"  price of {printable(model)}: {per}  ({plan.price_origins[model]})")
     for name in plan.order:
         lines += _stage_lines(plan.stages[name])
     return "\n".join(lines)

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stageflow.counters import StageCounters
+from stageflow.money import units
 
-__all__ = ["RunReport", "StageReport"]
+__all__ = ["Forecast", "RunReport", "StageReport"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,12 @@ class StageReport:
         p50, p95: Seconds in the handler, per attempt, within 9 %; ``None`` where there was none.
         busy, blocked, waiting, starved: Shares (0 to 1) of the time of all ``max_in_flight`` workers: in the handler,
             waiting for room in the next channel, for a permit or the end of a pause, and without work. They sum to 1.
-        retries: Attempts after the first. ``tokens``: as handlers reported them.
+        retries: Attempts after the first. ``tokens``: as handlers reported them; ``input_tokens`` and ``output_tokens``
+            are those of which they said the kind. Those of failed attempts are among them.
+        cost: Of the calls, by what they reported, in the currency of the prices; ``cost_unsure``: what they may have
+            cost beyond that. ``unpriced``: tokens whose price is not known.
+        untold: Calls that reported nothing, which count for a budget with the most that they may cost. ``over``: calls
+            that cost more than the stage's ``max_tokens`` allow.
         abandoned: Calls that outlived their timeout and their cancellation, and were left behind.
         peak_in_flight, peak_depth: The most calls in progress at once, and the most items waiting in its channel.
         run: Where the handler runs, as in the stage's setting: it decides whether more workers could help.
@@ -49,6 +55,13 @@ class StageReport:
     waiting: float = 0.0
     tokens: int = 0
     abandoned: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: float = 0.0
+    cost_unsure: float = 0.0
+    unpriced: int = 0
+    untold: int = 0
+    over: int = 0
 
     @classmethod
     def of(
@@ -91,7 +104,23 @@ class StageReport:
             waiting=waiting,
             tokens=counters.tokens,
             abandoned=counters.abandoned,
+            input_tokens=counters.input_tokens,
+            output_tokens=counters.output_tokens,
+            cost=units(counters.cost),
+            cost_unsure=units(counters.cost_unsure),
+            unpriced=counters.unpriced,
+            untold=counters.untold,
+            over=counters.over,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """About how many records the whole input has, and what they would take (seconds) and cost; an estimate."""
+
+    records: int
+    seconds: float
+    cost: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +141,10 @@ class RunReport:
         peak_open: The most records admitted and not yet settled.
         earlier: Records that earlier runs had settled, and this one did not do again.
         already_complete: Earlier runs had done everything; nothing was read, called or written.
+        cost, cost_unsure: Of this run's calls, as in :class:`StageReport`.
+        cost_earlier, cost_unsure_earlier: The same of earlier runs.
+        budget: What all runs together may cost.
+        forecast: Where only the first records were asked for, and there are more: what all of them would come to.
     """
 
     pipeline: str
@@ -130,6 +163,12 @@ class RunReport:
     stages: Mapping[str, StageReport] = field(default_factory=dict)
     earlier: int = 0
     already_complete: bool = False
+    cost: float = 0.0
+    cost_unsure: float = 0.0
+    cost_earlier: float = 0.0
+    cost_unsure_earlier: float = 0.0
+    budget: float | None = None
+    forecast: Forecast | None = None
 
     @property
     def settled(self) -> int:

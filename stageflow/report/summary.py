@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from stageflow.report.bottleneck import bottleneck
+from stageflow.report.costs import cost_lines
 from stageflow.report.stats import RunReport
 from stageflow.report.table import tables
 from stageflow.report.text import count, counted, duration, printable
@@ -22,6 +23,8 @@ def summary_text(report: RunReport, *, width: int = 100) -> str:
     parts = ["\n".join(_head(report))]
     if report.stages:
         parts += tables(list(report.stages.values()), width)
+    if costs := cost_lines(report):
+        parts.append("\n".join(costs))
     return "\n\n".join([*parts, bottleneck(report)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from stageflow.report.costs import cost_columns
 from stageflow.report.stats import StageReport
 from stageflow.report.text import cells, clip, count, duration, pad, percent, printable
 
@@ -59,7 +60,8 @@ def _item_columns(stages: Sequence[StageReport]) -> list[_Column]:
         "cancelled": [stage.cancelled for stage in stages],
         "retries": [stage.retries for stage in stages],
     }
-    return [_Column(kind, list(map(count, had))) for kind, had in kinds.items() if kind in always or any(had)]
+    columns = [_Column(kind, list(map(count, had))) for kind, had in kinds.items() if kind in always or any(had)]
+    return [*columns, *(_Column(title, values) for title, values in cost_columns(stages))]
 
 
 def _time_columns(stages: Sequence[StageReport]) -> list[_Column]:
