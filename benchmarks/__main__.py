@@ -26,6 +26,7 @@ SCRIPTS = (
     "jsonl",
     "durability",
     "memory",
+    "processes",
     "start",
     "sweep",
     *(("peers",) if contenders.any_installed() else ()),

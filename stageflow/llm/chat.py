@@ -35,7 +35,7 @@ class HandlersCall(Protocol):
     @property
     def idempotency_key(self) -> str: ...
 
-    def report(self, *, tokens: int) -> None: ...
+    def report(self, *, tokens: int, input_tokens: int, output_tokens: int) -> None: ...
 
 
 class Chat:
@@ -173,7 +173,9 @@ class Chat:
         reply = await self._http.post(path, body, key)
         raw = json_of(reply, self._endpoint.netloc, self._endpoint.host, self._key.masked)
         if call is not None and (usage := usage_of(raw)) is not None:
-            (call[0] if isinstance(call, Sequence) else call).report(tokens=usage.total_tokens)
+            (call[0] if isinstance(call, Sequence) else call).report(
+                tokens=usage.total_tokens, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
+            )
         return raw
 
     def _all_headers(self) -> dict[str, str]:

@@ -25,9 +25,11 @@ class Call:
     def __init__(self, idempotency_key: str = "run-7-generate") -> None:
         self.idempotency_key = idempotency_key
         self.tokens: list[int] = []
+        self.parts: list[tuple[int, int]] = []
 
-    def report(self, *, tokens: int) -> None:
+    def report(self, *, tokens: int, input_tokens: int, output_tokens: int) -> None:
         self.tokens.append(tokens)
+        self.parts.append((input_tokens, output_tokens))
 
 
 async def until(condition: Any) -> None:
@@ -184,6 +186,7 @@ class TestWhatTheHandlersCallIsFor:
                 for prompt in ("draft", "draft", "review"):
                     await chat.complete(prompt, call=call)
             assert call.tokens == [12, 12, 12]
+            assert [sum(parts) for parts in call.parts] == call.tokens, "each kind is told, for they cost differently"
             keys = [head["idempotency-key"] for head in asked.heads]
             assert keys[0] == keys[1] != keys[2], "a request sent again is the same one, another is not"
             assert keys[0] == f"run-7-generate-{zlib.crc32(orjson.dumps(asked.bodies[0])):08x}"

@@ -1,0 +1,133 @@
+"""What a server by others thinks of our calls: llmock breaks a run on purpose, and judges how the client took it.
+
+    pip install llmock && python -m pytest -s -m slow tests/llm/test_llm_llmock.py
+
+prints its verdicts on 2,000 calls each; the default run makes fewer. Calls of ours are never streamed, so that its cut
+streams can't be mistaken for whole ones; they are asked for all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stageflow import Pipeline
+from stageflow.llm import Chat
+
+pytest.importorskip("httptools")
+
+# Beside this interpreter, or in an environment of its own.
+LLMOCK = shutil.which("llmock", path=str(Path(sys.executable).parent)) or shutil.which("llmock")
+if LLMOCK is None:
+    pytest.skip("llmock is not installed", allow_module_level=True)
+
+QUOTAS = ["--rpm", "1600", "--tpm", "60000"]
+ASKS_TO_WAIT = {429: 0.09, 503: 0.09, 400: 0.02}
+"""A fifth of all calls; llmock's 429 and 503 say how long to wait."""
+SAYS_NOTHING = {500: 0.08, 502: 0.05, 408: 0.05, 400: 0.02}
+CUT = ["--stream-fault", "truncate=0.1", "--stream-fault", "disconnect=0.1"]
+
+Ask = Callable[[str], Any]
+
+
+def get(address: str) -> Any:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(address, timeout=30) as answer:
+        return answer.read().decode()
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., str]]:
+    """Starts llmock with options, and gives its address."""
+    running = []
+
+    def started(*options: str) -> str:
+        assert LLMOCK is not None
+        address = f"127.0.0.1:{free_port()}"
+        command = [LLMOCK, "serve", "--port", address.partition(":")[2], "--log-level", "error", *options]
+        running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and running[-1].poll() is None:
+            with suppress(OSError):
+                get(f"http://{address}/health")
+                return f"http://{address}"
+            time.sleep(0.1)
+        raise AssertionError("llmock did not start")
+
+    yield started
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def ask(address: str, records: int) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Run a job with one stage against it; gives what was written, the dead letters, and the verdict."""
+    pipeline = Pipeline("ask", key="n")
+
+    @pipeline.resource
+    async def chat() -> Any:
+        async with Chat(base_url=f"{address}/v1", model="gpt-4o-mini") as chat:
+            yield chat
+
+    @pipeline.stage(max_in_flight=64, timeout=30, retry=8)
+    async def generate(n: int, chat: Chat, call: Any) -> str:
+        return (await chat.complete(f"question {n}", call=call, max_tokens=20)).text
+
+    out: list[Any] = []
+    dead: list[Any] = []
+    pipeline.run_sync([{"n": n} for n in range(records)], out, dead=dead, max_failure_rate=1.0)
+    print(get(f"{address}/_llmock/verdict?format=text"))
+    return out, dead, json.loads(get(f"{address}/_llmock/verdict"))
+
+
+def rates(errors: dict[int, float]) -> list[str]:
+    return [word for status, rate in errors.items() for word in ("--error-rate", f"{status}={rate}")]
+
+
+def check_settled(records: int, out: list[Any], dead: list[Any]) -> None:
+    """Each record once; only what is refused for good is a dead letter."""
+    assert sorted(each["n"] for each in [*out, *(letter["record"] for letter in dead)]) == list(range(records))
+    assert all(each["generate"] for each in out)
+    assert all(letter["error"]["message"].startswith("400 from ") for letter in dead)
+
+
+@pytest.mark.real_clock
+@pytest.mark.parametrize("records", [120, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_quotas_and_errors_that_ask_to_wait_leave_nothing_to_object_to(serve: Callable[..., str], records: int) -> None:
+    address = serve("--latency-ms", "20", *QUOTAS, *rates(ASKS_TO_WAIT), *CUT)
+    out, dead, verdict = ask(address, records)
+    check_settled(records, out, dead)
+    assert verdict["calls"] == records
+    assert verdict["faults_injected"] > records / 20
+    assert verdict["findings"] == []
+
+
+@pytest.mark.real_clock
+@pytest.mark.parametrize("records", [120, pytest.param(2_000, marks=pytest.mark.slow)])
+def test_errors_that_say_nothing_are_retried_after_waits_of_any_length(serve: Callable[..., str], records: int) -> None:
+    """The waits are drawn from 0 on, so that the second may be the shorter one, which llmock takes for a fixed wait."""
+    address = serve("--latency-ms", "20", *rates(SAYS_NOTHING), *CUT)
+    out, dead, verdict = ask(address, records)
+    check_settled(records, out, dead)
+    assert verdict["calls"] == records
+    assert verdict["faults_injected"] > records / 20
+    assert verdict["errors"] == 0
+    assert {finding["code"] for finding in verdict["findings"]} <= {"no_backoff"}
+    assert all("constant interval" in finding["title"] for finding in verdict["findings"])
