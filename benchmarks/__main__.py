@@ -5,6 +5,7 @@ Exits 1 where a script missed its bound or found an answer wrong, and names it.
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import time
@@ -24,9 +25,11 @@ SCRIPTS = (
     "in_flight",
     "slow_items",
     "jsonl",
+    "formats",
     "durability",
     "memory",
     "processes",
+    *(("faulty_service",) if importlib.util.find_spec("httptools") else ()),
     "start",
     "sweep",
     *(("peers",) if contenders.any_installed() else ()),

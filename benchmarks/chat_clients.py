@@ -58,7 +58,7 @@ class Call:
     idempotency_key = "0123456789abcdef-17-generate"
     tokens = 0
 
-    def report(self, *, tokens: int) -> None:
+    def report(self, *, tokens: int, input_tokens: int, output_tokens: int) -> None:
         self.tokens += tokens
 
 

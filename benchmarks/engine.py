@@ -54,13 +54,13 @@ class Promise(NamedTuple):
 
 
 PROMISES: Final = (
-    Promise(ROW, OURS, goal=2.5, bound=1.55),
-    Promise(ROW, POLICIES, goal=1.8, bound=1.4),
-    Promise(SINGLE, OURS, goal=1.7, bound=0.95),
-    Promise(DIAMOND, OURS, goal=3.5, bound=2.8),
-    Promise(ALL, OURS, goal=1.25, bound=0.5),
+    Promise(ROW, OURS, goal=2.5, bound=1.7),
+    Promise(ROW, POLICIES, goal=1.8, bound=1.5),
+    Promise(SINGLE, OURS, goal=1.7, bound=1.0),
+    Promise(DIAMOND, OURS, goal=3.5, bound=3.5),
+    Promise(ALL, OURS, goal=1.25, bound=0.6),
     Promise(ONE, OURS, goal=1.25, bound=0.7),
-    Promise(TENTH, OURS, goal=1.25, bound=0.6),
+    Promise(TENTH, OURS, goal=1.25, bound=0.55),
 )
 
 # Three in a row: as stages for stageflow, and as what fills in an item for the pipelines written by hand.

@@ -15,7 +15,7 @@ What has to be right, or nothing is told:
 * Dead letters are those that no further call can mend: a 400, an answer cut off by its length or by a filter. The
   others were asked again until they had an answer.
 * No answer was paid for twice, no ``Retry-After`` was ignored, no call is in progress at the end.
-* The tokens of the report are those that the server counted for answers that arrived whole.
+* Tokens and cost of the report are those that the server counted for answers that arrived whole.
 
 "us/call" is CPU time of this process, all its threads, per call that the server saw; "of good" is the median of the
 ratios to the same run without faults, in the same round. Exits 1 where a call costs more than LIMIT times as much.
@@ -41,7 +41,7 @@ import orjson
 import workload
 from workload import Settings, WrongAnswer
 
-from stageflow import Pipeline, Retry, RunReport
+from stageflow import Pipeline, Price, Retry, RunReport
 from stageflow.llm import Chat
 from stageflow.testing import TestServer
 
@@ -67,6 +67,7 @@ FAULTS: Final[tuple[dict[str, Any], ...]] = (
     {"do": "content_filter"},
 )
 SLOW: Final = {"do": "delay", "share": 0.01, "seconds": 0.5}
+PRICE: Final = {"input": 0.15, "output": 0.6}
 UNFINISHED: Final = ("length", "content_filter")
 
 
@@ -97,7 +98,8 @@ class Figures(NamedTuple):
 def script(*, faulty: bool) -> dict[str, Any]:
     """What the server does; each fault has the same part of the calls."""
     faults = [{**fault, "share": SHARE / len(FAULTS)} for fault in FAULTS]
-    return {"seed": SEED, "latency": 0.05, "answer_tokens": [16, 100], "fault": [*faults, SLOW] if faulty else []}
+    told = {"seed": SEED, "latency": 0.05, "answer_tokens": [16, 100], "prices": {"small": PRICE}}
+    return {**told, "fault": [*faults, SLOW] if faulty else []}
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def prompt(number: int) -> str:
 
 def job(base_url: str, load: Load) -> Pipeline:
     """As a user writes it."""
-    pipeline = Pipeline("faulty-service", key="number")
+    pipeline = Pipeline("faulty-service", key="number", prices={"small": Price(**PRICE)})
 
     @pipeline.resource
     async def chat() -> Any:
@@ -143,7 +145,7 @@ def job(base_url: str, load: Load) -> Pipeline:
 
     retry = Retry(attempts=12, base=0.05, cap=1.0)
 
-    @pipeline.stage(max_in_flight=load.in_flight, timeout=load.timeout, retry=retry)
+    @pipeline.stage(model="small", max_in_flight=load.in_flight, timeout=load.timeout, retry=retry)
     async def generate(number: int, chat: Chat, call: Any) -> str:
         return (await chat.complete(prompt(number), call=call, must_finish=True)).text
 
@@ -192,6 +194,7 @@ def check_account(report: RunReport, stats: dict[str, Any], letters: list[Any], 
         "answers that are none": (len(unfinished), sum(stats["outcomes"].get(outcome, 0) for outcome in UNFINISHED)),
         "records that another call would have mended": (len(others), 0),
         "tokens": (stage.tokens, stats["tokens_in"] + stats["tokens_out"]),
+        "cost": (round(stage.cost, 9), round(stats["cost"], 9)),
         "attempts": (load.records + stage.retries, stats["calls"]),
         "answers that were paid for twice": (0, stats["duplicates"]),
         "calls before the time they were asked to come at": (0, stats["retry_after_ignored"]),

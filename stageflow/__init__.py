@@ -29,6 +29,7 @@ from stageflow.errors import (
     StorageError,
     WorkerDied,
 )
+from stageflow.files import Files
 from stageflow.item import done, drop
 from stageflow.money import Price
 from stageflow.pipeline import Pipeline
@@ -50,6 +51,8 @@ __all__ = [
     "degrade",
     "done",
     "drop",
+    # What it reads
+    "Files",
     # What a run comes to
     "RunReport",
     "StageReport",

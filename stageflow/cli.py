@@ -124,7 +124,7 @@ def cli() -> None:
 
 @cli.command(name="run", short_help="Run a job over a file of JSON lines.")
 @click.argument("job")
-@click.argument("input_", metavar="INPUT")
+@click.argument("input_", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", required=True, metavar="OUTPUT", help="The file of results, or - for standard output.")
 @job_options
 @click.option("--dead", metavar="PATH", help="Where dead letters go.  [default: OUTPUT.dead.jsonl]")
@@ -223,17 +223,19 @@ def cli() -> None:
     help="The account at the end: a table on stderr, or one line of JSON on stdout.",
 )
 @click.pass_obj
-def run_command(typed: Sequence[str], /, job: str, input_: str, output: str, **given: Any) -> int:
+def run_command(typed: Sequence[str], /, job: str, input_: Sequence[str], output: str, **given: Any) -> int:
     """Run JOB over the records of INPUT.
 
-    JOB is path.py, path.py:name or package.module:name; its code is run. INPUT and OUTPUT may be -. Results go to
-    OUTPUT, records that failed to OUTPUT.dead.jsonl. The same command again goes on with a run that was interrupted.
+    JOB is path.py, path.py:name or package.module:name; its code is run. INPUT and OUTPUT may be -. Several inputs are
+    read one after the other; a quoted pattern stands for the files that match it, sorted. Results go to OUTPUT, records
+    that failed to OUTPUT.dead.jsonl. The same command again goes on with a run that was interrupted.
     """
     from stageflow.command import run_job
+    from stageflow.files import chosen
 
     if given["summary"] == "json" and output == "-":
         raise RequestError("--summary json and -o - both want standard output", hint="write the results to a file")
-    return run_job(job, input_, output, given, typed or ())
+    return run_job(job, chosen(input_), output, given, typed or ())
 
 
 @cli.command(name="status", short_help="Tell how far a run is.")
@@ -252,9 +254,9 @@ def status_command(output: str, as_json: bool) -> int:
 
 @cli.command(name="check", short_help="Check a job without running it.")
 @click.argument("job")
-@click.argument("input_", metavar="[INPUT]", required=False)
+@click.argument("input_", metavar="[INPUT...]", nargs=-1)
 @job_options
-def check_command(job: str, input_: str | None, **given: Any) -> int:
+def check_command(job: str, input_: Sequence[str], **given: Any) -> int:
     """Refuse or pass JOB, and print its stages, edges and settings with where each came from.
 
     The job file is imported, so its top level is run; no stage is. With INPUT the fields of its first records are
@@ -265,14 +267,15 @@ def check_command(job: str, input_: str | None, **given: Any) -> int:
 
     plan = plan_of(load(job), given)
     _print(describe_plan(plan))
-    if input_ is not None:
+    if input_:
         from stageflow.ends import look_ahead, source_of
+        from stageflow.files import chosen
 
-        source = source_of(input_)
+        source = source_of(chosen(input_))
         source.check()
         looked = look_ahead(plan, source)
         told = f"each required field is in some of its first {looked} records" if looked else "not looked into"
-        _print(f"input {input_}: {told}")
+        _print(f"input {source.path or input_[0]}: {told}")
     return 0
 
 

@@ -30,6 +30,7 @@ from stageflow.errors import (
     StateMismatch,
     StorageError,
 )
+from stageflow.files import Files
 from stageflow.loader import load
 from stageflow.options import Options
 from stageflow.policies.redact import MASK, SECRET_NAME, redact, secrets_of
@@ -74,7 +75,7 @@ class Interrupted(RunStopped):
         self.exit_code = 128 + number  # type: ignore[misc]  # by shell convention, one per signal
 
 
-def run_job(reference: str, input_: str, output: str, given: Mapping[str, Any], typed: Sequence[str]) -> int:
+def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str, Any], typed: Sequence[str]) -> int:
     """Run a job as ``stageflow run`` does.
 
     Args:

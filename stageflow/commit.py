@@ -50,7 +50,12 @@ class InputMark:
 
 @dataclass(frozen=True, slots=True)
 class InputIdentity:
-    """A file as the system tells it from others. Sizes in bytes, times in nanoseconds; ``codec``: "plain" or "gz"."""
+    """A file as the system tells it from others. Sizes in bytes, times in nanoseconds.
+
+    Args:
+        codec: How it is read: "plain" and "gz" are text, as it stands and compressed.
+        version: What else tells it from others: the tag of an object, a digest of what several files are.
+    """
 
     path: str
     dev: int
@@ -59,6 +64,7 @@ class InputIdentity:
     mtime_ns: int
     ctime_ns: int
     codec: str = "plain"
+    version: str = ""
 
     def same_file(self, other: InputIdentity) -> bool:
         """Whether nothing has touched it between the two looks; the name it was called by does not matter."""
@@ -192,6 +198,7 @@ class Resumption:
         done: By ordinal, non-zero where the record has settled or the line is blank; it may end before the input does.
         totals: The records behind ``done``.
         start: Where to begin to read; everything before has settled.
+        marks: All that earlier runs noted.
         letters: Dead letters to try again, by ordinal.
         notes: What the user should know, a line each.
         complete: There is nothing to do, and nothing was opened or changed.
@@ -203,6 +210,7 @@ class Resumption:
     done: bytearray = field(default_factory=bytearray)
     totals: Totals = field(default_factory=Totals)
     start: InputMark | None = None
+    marks: Sequence[InputMark] = ()
     letters: Sequence[LetterPlace] = ()
     notes: list[str] = field(default_factory=list)
     complete: bool = False

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 
 from stageflow.commit import Commit, JobIdentity, LetterPlace, OpenRequest, Resumption
 from stageflow.errors import OutputLocked, RequestError, StorageError
+from stageflow.files import Files, chosen, is_url, source_of_files
 from stageflow.graph import nearest
 from stageflow.options import Options, parse_fsync
 from stageflow.plan import Plan
@@ -151,26 +152,25 @@ class Ends:
         Raises:
             RequestError: By name, by a link or by a hard link, two of them are one file.
         """
-        paths = dict(self.paths) if source.path in (None, "-") else {"input": source.path, **self.paths}
-        for (one, first), (other, second) in itertools.combinations(paths.items(), 2):
+        inputs = [("input", path) for path in getattr(source, "paths", [source.path]) if path not in (None, "-")]
+        outputs = list(self.paths.items())
+        pairs = itertools.chain(itertools.product(inputs, outputs), itertools.combinations(outputs, 2))
+        for (one, first), (other, second) in pairs:
             if _same_file(first, second):
                 raise RequestError(f"{other} and {one} are the same file", hint=f"{second}: choose another name")
 
 
 def source_of(source: Any, options: Options | None = None, *, resumable: bool = True) -> Source:
-    """A source from what a caller gave: a path, an iterable or async iterable, or a source.
+    """A source from what a caller gave: a path or a pattern, files, an iterable or async iterable, or a source.
 
     Args:
-        resumable: A later run may go on with this one: the input is read with marks to go on from.
+        resumable: A later run may go on with this one: lines are read with marks to go on from.
     """
     if hasattr(source, "read") and hasattr(source, "peek"):
         return source  # type: ignore[no-any-return]
-    if isinstance(source, str) or hasattr(source, "__fspath__"):
-        from stageflow.adapters.jsonl import JsonlSource
-
-        options = options or Options()
-        limit, strict = options.max_input_bytes, options.strict
-        return JsonlSource(str(source), max_input_bytes=limit, marked=resumable, strict=strict)
+    if isinstance(source, (str, Files)) or hasattr(source, "__fspath__"):
+        given = source if isinstance(source, Files) else chosen([str(source)])
+        return source_of_files(given, options or Options(), resumable=resumable)
     if isinstance(source, (Iterable, AsyncIterable)):
         from stageflow.adapters.memory import IterableSource
 
@@ -266,6 +266,12 @@ def ends_of(
     if isinstance(sink, Ends):
         return sink
     path = _path_of(sink)
+    for given in (path, _path_of(options.dead)):
+        if given is not None and is_url(given):
+            raise RequestError(
+                f"can't write to {given}: results are made safe on a disk of this machine",
+                hint="give a file, and copy it there when the run is complete",
+            )
     dead_path = _path_of(options.dead)
     if options.dead is None and path is not None and path != "-":
         dead_path = f"{path}.dead.jsonl"
@@ -299,12 +305,14 @@ def _durable(
     tell: Callable[[str], None],
     failed: Callable[[StorageError], None],
 ) -> Ends:
+    from stageflow.adapters.forms import form_of
     from stageflow.adapters.jsonl.encode import encode_leniently, encode_strictly
     from stageflow.ledger import LedgerOutput
 
     with_output = isinstance(given, str) and _is_regular(given)
     dead = None if with_output else _dead_sink(given, options)
     mode, interval = parse_fsync(options.fsync)
+    form = form_of(path)
     output = LedgerOutput(
         path,
         dead=given if with_output else None,
@@ -313,8 +321,11 @@ def _durable(
         disk_full_wait=options.disk_full_wait,
         tell=tell,
         failed=failed,
+        form=form,
     )
     real = os.path.realpath(path)
+    if form is not None:
+        paths = {**paths, "the lines of the output": f"{real}.jsonl"}
     return Ends(
         output=output,
         dead=dead,

@@ -234,7 +234,10 @@ class Feeder:
         self._told = len(warnings)
 
     def _bad_input(self, index: int, record: BadRecord) -> RunStopped:
-        where = f"{self._source.path}:{index + 1}" if self._source.numbered else None
+        path, line = self._source.path, index + 1 if self._source.numbered else None
+        if hasattr(self._source, "place"):
+            path, line = self._source.place(index)
+        where = path if line is None else f"{path}:{line}"
         return RunStopped(str(record.error), hint="run with --on-bad-input dead to set such lines aside", where=where)
 
     def _look_for_overwritten(self, records: list[dict[str, Any]]) -> None:

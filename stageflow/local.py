@@ -73,6 +73,7 @@ class LocalWork:
             emit=request.emit,
             path=source.path,
             numbered=source.numbered,
+            place=getattr(source, "place", None),
             in_order=options.order == "input" and not ends.durable,
             retrying=bool(found.letters) or ends.retrying,
             upstream=upstream,

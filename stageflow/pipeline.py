@@ -228,8 +228,9 @@ class Pipeline:
         """Run every record of ``source`` and hand the output records to ``sink``.
 
         Args:
-            source: A path (``"-"`` is standard input), an iterable or an async iterable of records of any kind; one
-                that is no mapping is reachable as ``record``.
+            source: A path (``"-"`` is standard input), a pattern such as ``"data/*.jsonl"``, :class:`Files` of several
+                paths, an iterable or an async iterable of records of any kind; one that is no mapping is reachable as
+                ``record``. A list of strings is records, too.
             sink: A path, a list, or a plain or async function that takes each output record.
             options: Spelt as on the command line, see :class:`stageflow.options.Options`.
 

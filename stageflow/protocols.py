@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from stageflow.commit import Commit, InputIdentity, InputMark
 from stageflow.events import Event
 
-__all__ = ["Entry", "Listener", "Output", "Sink", "Source", "unchanged"]
+__all__ = ["Entry", "Form", "Listener", "Output", "Sink", "Source", "unchanged"]
 
 Entry = tuple[int, Any]
 """A record's index in its source (from 0; gaps are fine) and the record, or a :class:`BadRecord`."""
@@ -139,6 +139,32 @@ class Output(Protocol):
         Raises:
             StorageError: What was written could not be made final.
         """
+        ...
+
+
+class Form(Protocol):
+    """What a finished file of JSON lines is made into. Everything blocks, in a thread that may.
+
+    Attributes:
+        lossless: The lines can be had again from what was made of them, byte for byte.
+    """
+
+    lossless: bool
+
+    def make(self, lines: Callable[[], Iterator[bytes]], write: Callable[[bytes], object]) -> list[str]:
+        """Write the file.
+
+        Args:
+            lines: Begins to read the lines, each with its LF; it may be called several times.
+            write: Takes the bytes of the file, one after the other.
+
+        Returns:
+            What the user should know of it, a line each.
+        """
+        ...
+
+    def lines_of(self, read: Callable[[int], bytes], write: Callable[[bytes], object]) -> None:
+        """Write the lines that a file was made of; only of what is lossless."""
         ...
 
 

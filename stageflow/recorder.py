@@ -52,6 +52,7 @@ class Recorder:
         sized: Lines and letters have a length, which bounds a commit.
         emit: Where events go.
         path, numbered: The source's, for dead letters.
+        place: Says of a record where it stands, in place of the two, where a source is several.
         in_order: Write in the order in which records were let in.
         retrying: Records of earlier dead letters come in, too.
         upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
@@ -71,6 +72,7 @@ class Recorder:
         emit: Callable[[Event], None],
         path: str | None,
         numbered: bool,
+        place: Callable[[int], tuple[str | None, int | None]] | None = None,
         in_order: bool = False,
         retrying: bool = False,
         upstream: Mapping[str, str] | None = None,
@@ -85,6 +87,7 @@ class Recorder:
         self._emit = emit
         self._path = path
         self._numbered = numbered
+        self._place = place
         self._upstream = upstream
         self._settled: deque[Item] = deque()
         self._expected: deque[int] | None = deque() if in_order else None
@@ -315,7 +318,11 @@ class Recorder:
             plan=self._plan if self._upstream is not None and placed else None,
             upstream=self._upstream,
         )
+        if self._place is not None:
+            letter["path"], letter["line"] = self._place(item.index)
         if isinstance(item.record, BadRecord):
+            if letter["line"] is None:  # a record over several lines knows its own
+                letter["line"] = item.record.error.line
             self._counters.bad += 1
         self._emit(RecordDead(letter))
         encoded = self._encode_letter(letter)

@@ -25,6 +25,7 @@ from stageflow.forecast import forecast
 from stageflow.local import LocalWork
 from stageflow.money import units
 from stageflow.options import Options
+from stageflow.placing import placed
 from stageflow.plan import Override, Plan
 from stageflow.policies.tolerance import Tolerance
 from stageflow.pricing import refuse_unreservable
@@ -93,6 +94,8 @@ class Run:
         self._source.check()
         self._total = self._source.estimate()
         look_ahead(self.plan, self._source)
+        if hasattr(self._source, "place") and self._options.processes > 1:
+            self._ends = placed(self._ends, self._source.place)
         work = self._work = self._plan_work()
         self._ends.refuse_same_files(self._source)
         complete = False
@@ -168,6 +171,8 @@ class Run:
             accept_job_change=options.accept_job_change or options.retry_failed,
         )
         found = self._resumption = ends.output.open(request)
+        if hasattr(source, "recall"):
+            source.recall(found.marks)
         self._opened = not found.complete
         self._before = EarlierRuns(found)
         counters, totals = self._counters, found.totals

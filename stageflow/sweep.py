@@ -6,22 +6,22 @@ first run pays for, falls on all of them.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
 import platform
 import shutil
-import stat
 import statistics
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from stageflow.cli_options import overrides
+from stageflow.ends import source_of
 from stageflow.entry import guarded, run_on_loop
-from stageflow.errors import RequestError, RunStopped, SettingError, StorageError
+from stageflow.errors import InputDamaged, RequestError, RunStopped, SettingError, StorageError
 from stageflow.loader import Job
 from stageflow.options import Options
 from stageflow.plan import Override, Plan
@@ -164,21 +164,21 @@ def _announce(rows: Sequence[_Row], input_: str, given: Mapping[str, Any], tell:
 
 
 def _count(path: str) -> int:
-    """The lines that hold a record."""
-    from stageflow.adapters.jsonl.inputs import holds_gzip
+    """The records of an input, of whatever form."""
+    source = source_of(path)
+    if source.path == "-":
+        raise RequestError("a benchmark reads its input several times", hint="give a file")
+    source.check()
+    if source.identity() is None:
+        raise RequestError("a benchmark reads its input several times", hint="give a file")
+
+    async def count() -> int:
+        return sum([sum(1 for _ in portion) async for portion in source.read()])
 
     try:
-        if path == "-" or not stat.S_ISREG(os.stat(path).st_mode):
-            raise RequestError("a benchmark reads its input several times", hint="give a file")
-        with open(path, "rb") as file:
-            if not holds_gzip(file.fileno(), path):
-                return sum(1 for line in file if line.strip())
-            import gzip
-
-            with gzip.open(file) as text:
-                return sum(1 for line in text if line.strip())
-    except (OSError, EOFError, zlib.error) as error:
-        raise RequestError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        return asyncio.run(count())
+    except (InputDamaged, RunStopped) as error:
+        raise RequestError(f"cannot read {path}: {error.message}") from None
 
 
 # One run

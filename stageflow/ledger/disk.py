@@ -16,6 +16,7 @@ from itertools import chain
 from typing import BinaryIO, Final
 
 __all__ = [
+    "FORM_MOMENTS",
     "MOMENTS",
     "OUT_OF_SPACE",
     "READ_BYTES",
@@ -53,6 +54,9 @@ MOMENTS: Final = (
     "partial removed",
 )
 """Names of the moments between two steps at which a run may be killed; see :meth:`Disk.reached`."""
+
+FORM_MOMENTS: Final = ("form made", "lines removed")
+"""The further ones of a run whose output is no JSON lines."""
 
 
 class Disk:

@@ -6,6 +6,7 @@
     letters compacted       OUT.dead.jsonl holds only the records that are still dead (a copy, renamed over it)
     output renamed          OUT.partial gets its name; or, out of order, a sorted copy does, and
     partial removed         OUT.partial is removed
+    form made               where OUT is no JSON lines, it is made of them, which are OUT.jsonl then; see form.py
 
 At no moment does OUT hold less than everything. Which steps are done can be told from what is there: the size of the
 dead letters, and whether OUT and OUT.partial exist. A later epoch takes OUT back under its partial name.
@@ -13,22 +14,21 @@ dead letters, and whether OUT and OUT.partial exist. A later epoch takes OUT bac
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Final
 
 from stageflow.errors import StateMismatch, StorageError
-from stageflow.ledger.disk import READ_BYTES, Disk, ScatteredReads, line_lengths, read_lines, write_all
+from stageflow.ledger.disk import READ_BYTES, Disk, ScatteredReads, line_lengths, read_lines
+from stageflow.ledger.form import Copy, Stopped, make_form
 from stageflow.ledger.format import Fields
 from stageflow.ledger.names import Names
 from stageflow.ledger.order import OrderIndex, Place
 from stageflow.ledger.recovery import Lines
 from stageflow.ledger.state import State
+from stageflow.protocols import Form
 
 __all__ = ["Files", "Stopped", "final_line", "finish", "needs_rewriting", "take_back"]
 
@@ -36,13 +36,14 @@ _REPLACED: Final = 2**63
 """The ordinal, above all others, of lines that later ones took the place of."""
 
 
-class Stopped(Exception):
-    """Finishing was asked to end early; it goes on where it was when the run is started again."""
-
-
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What finishing works on: descriptors, and ``stopped``, which is asked now and then whether to end early."""
+    """What finishing works on: descriptors, and ``stopped``, which is asked now and then whether to end early.
+
+    Args:
+        form: What is made of the finished results.
+        notes: What the user should know of that, when it is done.
+    """
 
     disk: Disk
     names: Names
@@ -50,6 +51,8 @@ class Files:
     results: int
     letters: int | None
     stopped: Callable[[], bool] = lambda: False
+    form: Form | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def needs_rewriting(state: State, order: str) -> bool:
@@ -90,6 +93,7 @@ def finish(files: Files, state: State) -> None:
     try:
         _compact(files, state)
         _publish(files, state)
+        files.notes.extend(make_form(files.disk, files.names, files.form, lambda: _refuse_stopped(files)))
         for directory in files.names.directories:
             files.disk.sync_directory(directory)
     except OSError as error:
@@ -111,6 +115,8 @@ def _refuse_changed(files: Files, final: Fields) -> None:
 
 def take_back(disk: Disk, names: Names) -> None:
     """Let a new epoch go on with a finished file: it gets its partial name again."""
+    if names.made is not None:
+        disk.remove(names.made)
     if disk.exists(names.output) and not disk.exists(names.partial):
         disk.rename(names.output, names.partial)
         disk.sync_directory(names.directory)
@@ -125,7 +131,7 @@ def _compact(files: Files, state: State) -> None:
     if files.letters is None or names.letters is None or disk.size(files.letters) == final["y"] != 0:
         return
     if final["y"]:
-        with _Copy(disk, names.letters, 0o600) as copy:
+        with Copy(disk, names.letters, 0o600) as copy:
             for line in _open_letters(files, state):
                 copy.write(line)
     else:
@@ -157,17 +163,21 @@ def _publish(files: Files, state: State) -> None:
         return
     index = _index(files, state)
     try:
-        with _Copy(disk, names.output, disk.mode(files.results)) as copy:
+        with Copy(disk, names.output, disk.mode(files.results)) as copy:
             results = ScatteredReads(disk, files.results, state.results_end)
             for start, end in _pieces(index, state):
-                if files.stopped():
-                    raise Stopped
+                _refuse_stopped(files)
                 copy.write(results.read(start, end))
             disk.reached("output sorted")
     finally:
         index.close()
     disk.reached("output renamed")
     _remove_partial(files, final)
+
+
+def _refuse_stopped(files: Files) -> None:
+    if files.stopped():
+        raise Stopped
 
 
 def _remove_partial(files: Files, final: Fields) -> None:
@@ -302,43 +312,3 @@ def _pieces(index: OrderIndex, state: State) -> Iterator[tuple[int, int]]:
 
 def _cut(start: int, end: int) -> Iterable[tuple[int, int]]:
     return ((at, min(at + READ_BYTES, end)) for at in range(start, end, READ_BYTES))
-
-
-class _Copy:
-    """A file that gets its name when it is whole and durable, and leaves nothing otherwise."""
-
-    def __init__(self, disk: Disk, path: str, mode: int) -> None:
-        self._disk = disk
-        self._path = path
-        self._draft = f"{path}.{secrets.token_hex(8)}.tmp"
-        self._mode = mode
-        self._buffer: list[bytes] = []
-        self._buffered = 0
-
-    def __enter__(self) -> _Copy:
-        directory, name = os.path.split(self._path)
-        draft = re.compile(re.escape(name) + r"\.[0-9a-f]{16}\.tmp")
-        for left in filter(draft.fullmatch, self._disk.list(directory)):  # by a run that was killed
-            self._disk.remove(os.path.join(directory, left))
-        self._descriptor = self._disk.create(self._draft, self._mode)
-        return self
-
-    def write(self, data: bytes) -> None:
-        self._buffer.append(data)
-        self._buffered += len(data)
-        if self._buffered >= READ_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        write_all(self._disk, self._descriptor, b"".join(self._buffer))
-        self._buffer, self._buffered = [], 0
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._disk.sync(self._descriptor)
-                self._disk.rename(self._draft, self._path)
-        finally:
-            self._disk.close(self._descriptor)
-            self._disk.remove(self._draft)

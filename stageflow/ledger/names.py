@@ -16,13 +16,16 @@ class Names:
     Args:
         path: The output as the user calls it. A symbolic link is followed once, and stays a link.
         dead: The file of dead letters, if they are kept in one.
+        made: Under the name stands something that is made of the lines; these have a name of their own.
     """
 
-    def __init__(self, path: str, dead: str | None) -> None:
+    def __init__(self, path: str, dead: str | None, *, made: bool = False) -> None:
         self.shown = path
-        self.output = os.path.realpath(path)
-        self.partial = self.output + ".partial"
-        self.ledger = self.output + ".ledger"
+        self._real = os.path.realpath(path)
+        self.made = self._real if made else None
+        self.output = f"{self._real}.jsonl" if made else self._real
+        self.partial = self._real + ".partial"
+        self.ledger = self._real + ".ledger"
         self.letters = os.path.realpath(dead) if dead is not None else None
         self.shown_letters = dead or ""
         self.directory = os.path.dirname(self.output)
@@ -39,7 +42,7 @@ class Names:
     @property
     def letters_named(self) -> bool:
         """The dead letters have a name of the user's choice, which another run may be given as well."""
-        return self.letters is not None and self.letters != f"{self.output}.dead.jsonl"
+        return self.letters is not None and self.letters != f"{self._real}.dead.jsonl"
 
     @property
     def directories(self) -> list[str]:
@@ -49,6 +52,8 @@ class Names:
     def present(self, disk: Disk) -> list[tuple[str, str]]:
         """The data files that exist, as (path, what messages call it)."""
         known = [(self.output, self.shown), (self.partial, f"{self.shown}.partial")]
+        if self.made is not None:
+            known = [(self.made, self.shown), (self.output, f"{self.shown}.jsonl"), known[1]]
         if self.letters is not None:
             known.append((self.letters, self.shown_letters))
         return [(path, shown) for path, shown in known if disk.exists(path)]

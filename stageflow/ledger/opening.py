@@ -12,19 +12,21 @@ import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 from stageflow.commit import BLANK, LetterPlace, OpenRequest, Resumption
 from stageflow.errors import OutputLocked, RequestError, StateMismatch, StorageError
 from stageflow.ledger.disk import Disk, read_exactly, read_lines
 from stageflow.ledger.finish import Files, finish, take_back
+from stageflow.ledger.form import give_lines_back
 from stageflow.ledger.format import VERSION, Fields, begins_as_header, stands_alone
 from stageflow.ledger.mounts import weak_mount
 from stageflow.ledger.names import Names, as_text
 from stageflow.ledger.recovery import Recovered, read_state
 from stageflow.ledger.state import OPEN, State
 from stageflow.ledger.store import Store, now
+from stageflow.protocols import Form
 
 __all__ = ["open_store", "read_letter"]
 
@@ -32,8 +34,13 @@ _FRESH: Final = "or start anew with --fresh, which keeps the old files under oth
 _HEADER_BYTES: Final = 1 << 16
 
 
-def open_store(disk: Disk, names: Names, request: OpenRequest) -> tuple[Store | None, Resumption]:
+def open_store(
+    disk: Disk, names: Names, request: OpenRequest, form: Form | None = None
+) -> tuple[Store | None, Resumption]:
     """Begin a run, or go on with one.
+
+    Args:
+        form: What is made of the results in the end.
 
     Returns:
         The store to write to, and what earlier runs have done. No store where there is nothing to do.
@@ -52,7 +59,8 @@ def open_store(disk: Disk, names: Names, request: OpenRequest) -> tuple[Store | 
             if ledger is None:
                 store, resumption = _begin(disk, names, opened, request)
             else:
-                store, resumption = _resume(disk, names, ledger, opened, request)
+                give_lines_back(disk, names, form)
+                store, resumption = _resume(disk, names, ledger, opened, request, form)
         except OSError as error:
             raise StorageError(f"cannot open {names.shown}: {error.strerror}") from error
         if store is not None:
@@ -175,7 +183,7 @@ def _header_fields(names: Names, request: OpenRequest, run: str, epoch: int) -> 
 
 
 def _resume(
-    disk: Disk, names: Names, ledger: int, opened: ExitStack, request: OpenRequest
+    disk: Disk, names: Names, ledger: int, opened: ExitStack, request: OpenRequest, form: Form | None
 ) -> tuple[Store | None, Resumption]:
     data = opened.enter_context(ExitStack())
     results, letters = _open_data(disk, names, data)
@@ -190,16 +198,24 @@ def _resume(
             disk.remove(names.letters)
         return _first_epoch(disk, names, ledger, opened, request)
     _refuse_stray_output(disk, names, state)
-    resumption = Resumption(run=state.run, epoch=state.epoch, done=state.done, totals=state.totals, spend=state.spend)
+    resumption = Resumption(
+        run=state.run,
+        epoch=state.epoch,
+        done=state.done,
+        totals=state.totals,
+        marks=tuple(state.marks),
+        spend=state.spend,
+    )
     changes = _compare(names, state, request, resumption)
     retries = _letters_to_retry(names, state) if request.retry_failed else []
     if state.final is not None:
         disk.sync(ledger)  # the run that wrote the final line may have been killed before it did
-        finish(_files(disk, names, ledger, results, letters), state)
+        finish(replace(_files(disk, names, ledger, results, letters), form=form), state)
         if not retries and _nothing_left(state, request):
             resumption.complete = True
             return None, resumption
         data.close()  # they may be other files now
+        give_lines_back(disk, names, form)
         results, letters = _open_data(disk, names, data)
     resumption.notes += _what_was_left(state, found)
     store = _next_epoch(disk, names, ledger, results, letters, found, request)
@@ -265,7 +281,8 @@ def _is_no_text(head: bytes) -> bool:
 def _refuse_stray_output(disk: Disk, names: Names, state: State) -> None:
     """Refuse a finished file where, by the ledger, there can't be one yet."""
     taken_back_next = state.base is not None and state.beginning
-    if state.final is None and disk.exists(names.output) and not taken_back_next:
+    there = disk.exists(names.output) or (names.made is not None and disk.exists(names.made))
+    if state.final is None and there and not taken_back_next:
         raise StateMismatch(
             f"{names.shown} exists, though its ledger says that the run is not complete",
             hint=f"move it away, {_FRESH}",
@@ -290,7 +307,7 @@ def _compare(names: Names, state: State, request: OpenRequest, resumption: Resum
                 f"input changed since the last run (first difference in lines {lines[0]}-{lines[1]})",
                 hint=f"restore it, choose another output, {_FRESH}",
             )
-        if given.size > before.size and given.codec == before.codec == "plain":
+        if given.size > before.size and given.codec == before.codec == "plain" and not given.version:
             was, lines_now = _count_lines(given.path, before.size), _count_lines(given.path, given.size)
             if lines_now > was:  # not by the end of its last line alone
                 resumption.notes.append(f"input grew from {was:,} to {lines_now:,} lines")

@@ -22,6 +22,7 @@ from stageflow.ledger.names import Names
 from stageflow.ledger.opening import open_store, read_letter
 from stageflow.ledger.store import OutOfSpace, Store
 from stageflow.ledger.thread import WorkThread
+from stageflow.protocols import Form
 
 __all__ = ["Fsync", "LedgerOutput"]
 
@@ -43,6 +44,7 @@ class LedgerOutput:
             ``"group"`` after every commit; ``"off"`` only at the end, which survives a kill but no loss of power.
         disk_full_wait: Seconds to wait for space on a full disk before the run ends.
         tell: Tells the user something; called on the loop.
+        form: What is made of the results in the end; ``None`` leaves them JSON lines.
         failed: Called on the loop when the disk reports an error between two commits; the next one would raise it.
     """
 
@@ -56,9 +58,11 @@ class LedgerOutput:
         disk_full_wait: float = 600.0,
         tell: Callable[[str], None] = lambda text: None,
         failed: Callable[[StorageError], None] = lambda error: None,
+        form: Form | None = None,
         disk: Disk | None = None,
     ) -> None:
-        self._names = Names(path, dead)
+        self._names = Names(path, dead, made=form is not None)
+        self._form = form
         self._disk = disk or Disk()
         self._fsync = fsync
         self._interval = interval
@@ -87,7 +91,7 @@ class LedgerOutput:
             RequestError, OutputLocked, StateMismatch, StorageError: As :func:`open_store`.
         """
         self._order = request.order
-        self._store, resumption = open_store(self._disk, self._names, request)
+        self._store, resumption = open_store(self._disk, self._names, request, self._form)
         return resumption
 
     def read_letter(self, place: LetterPlace) -> bytes:
@@ -217,8 +221,9 @@ class LedgerOutput:
             self._leave()
             return
         store.sync()
-        files = Files(self._disk, self._names, store.ledger, store.results, store.letters, self._stop.is_set)
-        if self._disk.exists(self._names.output):
+        names, stopped = self._names, self._stop.is_set
+        files = Files(self._disk, names, store.ledger, store.results, store.letters, stopped, self._form)
+        if any(self._disk.exists(path) for path in (names.output, names.made) if path is not None):
             raise StorageError(
                 f"{self._names.shown} appeared during the run; the results are in {self._names.shown}.partial",
                 hint="move it away",
@@ -226,6 +231,8 @@ class LedgerOutput:
         try:
             store.complete(final_line(files, state, order=self._order, ended=ended))
             finish(files, state)
+            for note in files.notes:
+                self._say(note)
         except Stopped:
             raise StorageError(
                 f"{self._names.shown} is not in order yet: stopped before that was done; nothing is lost",

@@ -21,7 +21,7 @@ def _reproducible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(opening.uuid, "uuid4", lambda: uuid.UUID(int=1))
     monkeypatch.setattr(opening.os, "getpid", lambda: 4242)
     monkeypatch.setattr(opening.socket, "gethostname", lambda: "here")
-    monkeypatch.setattr("stageflow.ledger.finish.secrets.token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr("stageflow.ledger.form.secrets.token_hex", lambda size: "0" * 2 * size)
     monkeypatch.chdir(tmp_path)  # for an input's name that does not depend on the run
 
 

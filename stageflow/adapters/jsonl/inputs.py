@@ -1,53 +1,76 @@
-"""The bytes of an input as it is read from its file: decompressed, and not beyond a limit."""
+"""The bytes of an input as it is read from its medium: decompressed, and not beyond a limit."""
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable
+from typing import Final, Protocol
 
-from stageflow.adapters.jsonl.gz import MAGIC, GzipReader
+from stageflow.adapters.jsonl.gz import MAGIC as GZIP_MAGIC
+from stageflow.adapters.jsonl.gz import GzipReader
+from stageflow.adapters.jsonl.zst import MAGIC as ZSTD_MAGIC
+from stageflow.adapters.jsonl.zst import ZstdReader
+from stageflow.adapters.media import Opened
 from stageflow.errors import InputDamaged, RunStopped
 
-__all__ = ["InputText", "holds_gzip"]
+__all__ = ["CODECS", "InputText", "codec_of"]
 
 _SKIP_BYTES = 1024 * 1024
 
+CODECS: Final = {"gz": (GZIP_MAGIC, (".gz",)), "zst": (ZSTD_MAGIC, (".zst", ".zstd"))}
+"""By codec, how a file of it begins and how its name ends."""
 
-def holds_gzip(descriptor: int, path: str) -> bool:
-    """Whether an input is read as gzip: it begins like it (a regular file), or is named so."""
+
+class _Reader(Protocol):
+    """What decompresses."""
+
+    @property
+    def consumed(self) -> int: ...
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+_READERS: Final[dict[str, Callable[[Callable[[int], bytes], str, Callable[[str], object]], _Reader]]] = {
+    "gz": GzipReader,
+    "zst": ZstdReader,
+}
+
+
+def codec_of(opened: Opened, path: str) -> str:
+    """How an input is compressed: it begins like that (where looking takes nothing from it), or is named so."""
     if path == "-":
-        return False
-    if path.endswith(".gz"):
-        return True
-    return stat.S_ISREG(os.fstat(descriptor).st_mode) and os.pread(descriptor, len(MAGIC), 0) == MAGIC
+        return "plain"
+    for codec, (_, suffixes) in CODECS.items():
+        if path.endswith(suffixes):
+            return codec
+    head = opened.head(4)
+    return next((codec for codec, (magic, _) in CODECS.items() if head.startswith(magic)), "plain")
 
 
 class InputText:
     """An opened input. Positions and sizes are those of the decompressed text.
 
     Args:
-        descriptor: What to read.
-        owned: Whether :meth:`close` closes it.
+        opened: What to read; it is closed with this.
         path: The file as the user calls it; ``-`` is standard input.
         max_bytes: How much of the text may be read in all, seeking included; ``None``: any amount.
         warn: Told of what is ignored.
+
+    Raises:
+        RequestError: What decompresses it is not installed.
     """
 
-    def __init__(
-        self, descriptor: int, owned: bool, path: str, max_bytes: int | None, warn: Callable[[str], object]
-    ) -> None:
-        self._descriptor = descriptor
-        self._owned = owned
+    def __init__(self, opened: Opened, path: str, max_bytes: int | None, warn: Callable[[str], object]) -> None:
+        self._opened = opened
         self._max_bytes = max_bytes
         self._position = 0
-        self._gzip = GzipReader(self._raw, path, warn) if holds_gzip(descriptor, path) else None
-        self._from = self._gzip.read if self._gzip else self._raw
+        codec = codec_of(opened, path)
+        self._codec = _READERS[codec](opened.read, path, warn) if codec != "plain" else None
+        self._from = self._codec.read if self._codec else opened.read
 
     @property
     def compression(self) -> float | None:
         """Bytes of text per byte of the file, as far as it was read; ``None`` where nothing is compressed."""
-        return self._position / max(self._gzip.consumed, 1) if self._gzip else None
+        return self._position / max(self._codec.consumed, 1) if self._codec else None
 
     def read(self, size: int) -> bytes:
         """At least one and at most ``size`` bytes; ``b""`` at the end.
@@ -83,8 +106,8 @@ class InputText:
         """
         if position == 0:
             return True
-        if self._gzip is None:
-            os.lseek(self._descriptor, position - 1, os.SEEK_SET)
+        if self._codec is None:
+            self._opened.seek(position - 1)
             self._position = position - 1
         while self._position < position - 1:
             if not self.read(min(_SKIP_BYTES, position - 1 - self._position)):
@@ -95,12 +118,8 @@ class InputText:
         return last == b"\n"
 
     def close(self) -> None:
-        """Close the descriptor, if it is this one's to close."""
-        if self._owned:
-            os.close(self._descriptor)
-
-    def _raw(self, size: int) -> bytes:
-        return os.read(self._descriptor, size)
+        """Close what is read."""
+        self._opened.close()
 
     def _end_or_stop(self) -> bytes:
         if self._from(1):

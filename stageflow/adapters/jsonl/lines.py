@@ -28,6 +28,7 @@ from stageflow.adapters.jsonl.decode import (
     why_not_json,
 )
 from stageflow.adapters.jsonl.gz import MAGIC
+from stageflow.adapters.jsonl.zst import MAGIC as ZSTD_MAGIC
 from stageflow.errors import RecordError, RequestError
 from stageflow.item import BadRecord
 from stageflow.protocols import Entry
@@ -216,6 +217,10 @@ class LineParser:
         if start.startswith(MAGIC):
             raise RequestError(
                 "input looks like gzip", hint="decompress it before: gunzip -c FILE | stageflow run ... -"
+            )
+        if start.startswith(ZSTD_MAGIC):
+            raise RequestError(
+                "input looks like Zstandard", hint="decompress it before: zstd -dc FILE | stageflow run ... -"
             )
         return start.removeprefix(BOM)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from stageflow.adapters.jsonl.inputs import InputText, holds_gzip
+from stageflow.adapters.jsonl.inputs import InputText, codec_of
 from stageflow.adapters.jsonl.lines import LineParser, wrong_file
 from stageflow.adapters.jsonl.marks import BEGINNING, Block, first_difference, marked_blocks, plain_blocks
 from stageflow.adapters.jsonl.parts import Part, PartCutter
 from stageflow.adapters.jsonl.threads import BlockReader
+from stageflow.adapters.media import LocalFile, Medium, Opened
 from stageflow.commit import InputIdentity, InputMark
 from stageflow.errors import InputDamaged, RequestError, RunStopped, StorageError
 from stageflow.protocols import Entry
@@ -39,10 +37,10 @@ class JsonlSource:
     loop never waits for the disk or for whoever feeds a pipe, and memory does not depend on the size of the file.
     A cancelled wait for a portion loses nothing.
 
-    A file that is gzip, by its first bytes or its name, is decompressed as it is read; all places in it are places in
-    the text. A regular file has an identity and gives marks, each at the end of a block, at which reading can begin;
-    in compressed text by decompressing and throwing away what is before. Their digests are made in the thread.
-    Standard input and pipes have neither.
+    A file that is gzip or Zstandard, by its first bytes or its name, is decompressed as it is read; all places in it
+    are places in the text. A regular file has an identity and gives marks, each at the end of a block, at which
+    reading can begin; in compressed text by decompressing and throwing away what is before. Their digests are made in
+    the thread. Standard input and pipes have neither.
 
     Args:
         path: The file as the user calls it; ``-`` is standard input.
@@ -53,6 +51,7 @@ class JsonlSource:
         marked: Give marks. Where nobody takes them, the making of their digests is saved.
         strict: A line with a key that comes twice is a bad record. Else its last value counts, and one warning names
             the first such line, if it is among the first 1,000 or so.
+        medium: What is read instead of a file of this name.
 
     Attributes:
         path: As given.
@@ -70,12 +69,14 @@ class JsonlSource:
         max_input_bytes: int | None = None,
         marked: bool = True,
         strict: bool = False,
+        medium: Medium | None = None,
     ) -> None:
         self.path: str | None = path
         self.numbered = True
         self.warnings: list[str] = []
         self._path = path
-        self._name = "stdin" if path == "-" else path
+        self._medium = medium or LocalFile(path)
+        self._name = self._medium.name
         self._max_line_bytes = max_line_bytes
         self._block_bytes = block_bytes
         self._max_input_bytes = max_input_bytes
@@ -102,11 +103,7 @@ class JsonlSource:
                 without being it; or most of its first lines are no records.
         """
         try:
-            mode = self._stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if self._path != "-" and not os.access(self._path, os.R_OK):
-                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            self._medium.check()
         except OSError as error:
             raise self._unreadable(error) from error
         if (reason := wrong_file(self.peek(LOOKED_AT))) is not None:
@@ -137,7 +134,8 @@ class JsonlSource:
                 block = text.fill(self._block_bytes)
             except (InputDamaged, RunStopped):
                 return None
-            size = self._stat().st_size
+            there = self.identity()
+            size = there.size if there is not None else len(block)
             if (compression := text.compression) is not None:
                 size = round(size * compression) if len(block) == self._block_bytes else len(block)
         cut = len(block) if len(block) >= size else block.rfind(b"\n") + 1  # without a last line that is not whole
@@ -223,11 +221,8 @@ class JsonlSource:
         """
         if not self._is_regular():
             return None
-        descriptor, _ = self._descriptor()
-        try:
-            return self._identity(descriptor)
-        finally:
-            os.close(descriptor)
+        with closing(self._opened_medium()) as opened:
+            return self._identity(opened)
 
     def first_difference(self, marks: Sequence[InputMark]) -> tuple[int, int] | None:
         """Read what the marks were made of again, and return the first lines (from 1) that are not what they were.
@@ -300,44 +295,29 @@ class JsonlSource:
         return LineParser(self._path, self._max_line_bytes, first_index=start.lines, strict=self._strict, warn=warn)
 
     def _is_regular(self) -> bool:
-        try:
-            return self._path != "-" and stat.S_ISREG(self._stat().st_mode)
-        except OSError:
-            return False
-
-    def _stat(self) -> os.stat_result:
-        return os.fstat(0) if self._path == "-" else os.stat(self._path)
+        return self._medium.lasting
 
     def _open(self, *, watched: bool, limited: bool = True) -> InputText:
         """Open the input. ``watched``: this is the reading that is asked later whether the file has changed."""
-        descriptor, owned = self._descriptor()
-        if watched and self._is_regular():
-            self._opened = self._identity(descriptor)
+        opened = self._opened_medium()
+        if watched:
+            self._opened = self._identity(opened)
         limit = self._max_input_bytes if limited else None
-        warn = self.warnings.append if watched else _ignore
-        return InputText(descriptor, owned, self._path, limit, warn)
-
-    def _descriptor(self) -> tuple[int, bool]:
-        if self._path == "-":
-            # The descriptor, not `sys.stdin.buffer`: a thread blocked in that one holds its lock, and an interpreter
-            # that then exits dies of it.
-            return 0, False
         try:
-            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC), True
+            return InputText(opened, self._path, limit, self.warnings.append if watched else _ignore)
+        except RequestError:
+            opened.close()
+            raise
+
+    def _opened_medium(self) -> Opened:
+        try:
+            return self._medium.open()
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def _identity(self, descriptor: int) -> InputIdentity:
-        there = os.fstat(descriptor)
-        return InputIdentity(
-            self._path,
-            there.st_dev,
-            there.st_ino,
-            there.st_size,
-            there.st_mtime_ns,
-            there.st_ctime_ns,
-            "gz" if holds_gzip(descriptor, self._path) else "plain",
-        )
+    def _identity(self, opened: Opened) -> InputIdentity | None:
+        there = opened.identity
+        return None if there is None else replace(there, codec=codec_of(opened, self._path))
 
     def _unreadable(self, error: OSError) -> RequestError:
         return RequestError(f"cannot read {self._name}: {error.strerror}")
