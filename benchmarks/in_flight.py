@@ -226,7 +226,8 @@ def compare(load: Load, found: dict[str, list[Figures]], report: workload.Report
         promise = PROMISES[load.name]
         share, cost = (f"{load.name}: {what}, over by hand" for what in ("throughput", "CPU per record"))
         report.at_least(share, shares[OURS], promise.share_bound)
-        report.at_most(cost, costs[OURS], promise.cost_bound)
+        # A quick run has one round, and the CPU time of one swings by a third with what else the machine does.
+        report.at_most(cost, costs[OURS], promise.cost_bound / report.settings.size(1.0, workload.SLACK, 1.0))
         report.goal(share, shares[OURS], promise.share)
         report.goal(cost, costs[OURS], promise.cost, at_most=True)
 
