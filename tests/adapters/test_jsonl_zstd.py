@@ -65,7 +65,7 @@ def test_any_number_of_frames_is_one_text(data: bytes, seed: int) -> None:
 def test_what_follows_is_told_and_ignored() -> None:
     warned: list[str] = []
     assert everything(zstd.compress(TEXT) + b"more", warned) == TEXT
-    assert warned == ["in.zst: what follows the Zstandard data is none, and was ignored"]
+    assert warned == ["in.zst: what follows the Zstandard data is no Zstandard, and was ignored"]
 
 
 @pytest.mark.parametrize("cut", [5, 20, -1])
