@@ -148,7 +148,9 @@ def test_attempts_count_the_first():
 
 
 @pytest.mark.parametrize(
-    "on", [LookupError, (OSError, LookupError), lambda error: isinstance(error, LookupError)], ids=repr
+    "on",
+    [LookupError, (OSError, LookupError), lambda error: isinstance(error, LookupError)],
+    ids=["class", "classes", "predicate"],
 )
 def test_on_replaces_the_default(on):
     policy = Retry(3, on=on)
