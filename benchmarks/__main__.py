@@ -24,6 +24,7 @@ SCRIPTS = (
     "sleeping",
     "in_flight",
     "slow_items",
+    "hedging",
     "jsonl",
     "formats",
     "durability",

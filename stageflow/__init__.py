@@ -36,6 +36,7 @@ from stageflow.pipeline import Pipeline
 from stageflow.plan import Params
 from stageflow.policies.batching import Batch
 from stageflow.policies.failure import degrade
+from stageflow.policies.hedging import Hedge
 from stageflow.policies.rate import RateLimit
 from stageflow.policies.retry import Retry
 from stageflow.report.stats import RunReport, StageReport
@@ -45,6 +46,7 @@ __all__ = [
     "Pipeline",
     "Params",
     "Batch",
+    "Hedge",
     "Price",
     "RateLimit",
     "Retry",

@@ -84,6 +84,7 @@ class StageCounters:
         cancelled: Items given back unfinished: given up by another branch, or by the end of the run.
         dropped: Items that left here by ``drop``.
         retries: Attempts after the first.
+        hedged: Calls that were made a second time. ``hedges_won``: those of which the second counted.
         abandoned: Calls that outlived their cancellation.
         tokens: What handlers reported; ``input_tokens`` and ``output_tokens`` those of which they said the kind.
         cost: What is known of the calls' cost, as :mod:`stageflow.money` counts it; ``cost_unsure``: what they may have
@@ -109,6 +110,8 @@ class StageCounters:
         "dead",
         "degraded",
         "dropped",
+        "hedged",
+        "hedges_won",
         "in_flight",
         "input_tokens",
         "output_tokens",
@@ -132,6 +135,8 @@ class StageCounters:
         self.dead = 0
         self.cancelled = 0
         self.retries = 0
+        self.hedged = 0
+        self.hedges_won = 0
         self.in_flight = 0
         self.peak_in_flight = 0
         self.blocked = 0
@@ -185,6 +190,10 @@ class StageCounters:
         self.calls.append(seconds)
         if len(self.calls) >= COUNTED_TOGETHER:
             self.count_calls()
+
+    def count_hedge(self, seconds: float) -> None:
+        """Count the time of a second call: a place was taken, but how long the item took is told by its attempt."""
+        self._busy_seconds += seconds
 
     def count_calls(self) -> None:
         """Count what stands in ``calls``."""

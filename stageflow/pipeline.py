@@ -105,12 +105,14 @@ class Pipeline:
                 ``queue_size`` (items that may wait in front of it; ``max(64, max_in_flight)``), ``run`` (``"async"``,
                 ``"thread"``, ``"process"``, ``"inline"``; by the kind of the function), ``on_error``
                 (``"dead_letter"``, ``"skip"``, ``"abort"`` or ``degrade(...)``), ``timeout`` (seconds per attempt;
-                600), ``retry`` (a :class:`Retry` or the number of attempts), ``rate_limit`` (a :class:`RateLimit`,
-                shared where the object is shared), ``batch`` (a :class:`Batch`: lists in, lists out), ``when`` (a
-                predicate whose parameters are names like a stage's; false: skipped for this record), ``emit`` (whether
-                the result is a field of the output; true), ``version`` (text that is part of the stage's identity),
-                ``model`` (whose price holds for its calls), ``max_tokens`` (the most that one call may use, as a number
-                or as ``(input, output)``: what a budget sets aside).
+                600), ``retry`` (a :class:`Retry` or the number of attempts), ``hedge`` (a :class:`Hedge` or the most
+                extra calls as a share: a call that takes long is made a second time, which says that the stage is
+                idempotent), ``rate_limit`` (a :class:`RateLimit`, shared where the object is shared), ``batch`` (a
+                :class:`Batch`: lists in, lists out), ``when`` (a predicate whose parameters are names like a stage's;
+                false: skipped for this record), ``emit`` (whether the result is a field of the output; true),
+                ``version`` (text that is part of the stage's identity), ``model`` (whose price holds for its calls),
+                ``max_tokens`` (the most that one call may use, as a number or as ``(input, output)``: what a budget
+                sets aside).
 
         Raises:
             SettingError: A setting is unknown or out of its range.

@@ -19,6 +19,7 @@ from stageflow import graph
 from stageflow.contexts import required_fields
 from stageflow.errors import DefinitionError, GraphError, SettingError
 from stageflow.money import Price
+from stageflow.policies.hedging import hedge_of
 from stageflow.policies.retry import retry_of
 from stageflow.stage import (
     DEFAULT_MAX_IN_FLIGHT,
@@ -283,6 +284,7 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
     _check_processes(plan)
     _check_fan_out(plan)
     _check_batches(plan)
+    _check_hedges(plan)
     return plan
 
 
@@ -328,6 +330,7 @@ def _stage(draft: StageDraft, job: Draft, overrides: Sequence[Override]) -> Stag
     settings = _settings(draft, overrides)
     values = {name: setting.value for name, setting in settings.items()}
     values["retry"] = retry_of(values["retry"])
+    values["hedge"] = hedge_of(values["hedge"])
     if isinstance(values["max_tokens"], list):  # as TOML has it
         values["max_tokens"] = tuple(values["max_tokens"])
     conditions: tuple[Parameter, ...] = ()
@@ -388,6 +391,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "on_error": "dead_letter",
     "timeout": DEFAULT_TIMEOUT,
     "retry": None,
+    "hedge": None,
     "rate_limit": None,
     "batch": None,
     "when": None,
@@ -566,3 +570,22 @@ def _check_batches(plan: Plan) -> None:
                 hint="raise queue_size",
                 where=stage.where,
             )
+
+
+def _check_hedges(plan: Plan) -> None:
+    """Refuse a second call where one can't be told from the first, or can't be ended when it is not needed any more."""
+    for stage in plan.stages.values():
+        if stage.hedge is None:
+            continue
+        for refused, why in (
+            (stage.batch is not None, "over a batch"),
+            (stage.fans_out, "of a generator: its children would be made twice"),
+            (plan.context is not None, "in the context style: both would fill in one context"),
+            (stage.run != "async", f'as "{stage.run}": such a call can\'t be cancelled'),
+        ):
+            if refused:
+                raise DefinitionError(
+                    f'stage "{stage.name}" has hedge=, and a second call is not possible {why}',
+                    hint="it is for async functions that take one record; else leave hedge= out",
+                    where=stage.where,
+                )

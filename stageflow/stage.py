@@ -12,6 +12,7 @@ from stageflow.errors import DefinitionError, SettingError
 from stageflow.graph import nearest
 from stageflow.policies.batching import Batch
 from stageflow.policies.failure import Degrade, OnError
+from stageflow.policies.hedging import Hedge, is_share
 from stageflow.policies.rate import RateLimit
 from stageflow.policies.retry import Retry
 
@@ -84,6 +85,7 @@ class Stage:
     on_error: OnError
     timeout: float
     retry: Retry | None
+    hedge: Hedge | None
     rate_limit: RateLimit | None
     batch: Batch | None
     when: Callable[..., Any] | None
@@ -161,6 +163,10 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: value is None or isinstance(value, Retry) or _positive(value),
         "Retry(...) or the number of attempts, the first included",
     ),
+    "hedge": (
+        lambda value: value is None or isinstance(value, Hedge) or is_share(value),
+        "Hedge(...) or the most extra calls, as a share above 0 and at most 1",
+    ),
     "rate_limit": (lambda value: value is None or isinstance(value, RateLimit), "RateLimit(...)"),
     "batch": (lambda value: value is None or isinstance(value, Batch), "Batch(size, within)"),
     "when": (lambda value: value is None or callable(value), "a function"),
@@ -178,6 +184,7 @@ _DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
     "on_error": '"dead_letter"',
     "timeout": f"{DEFAULT_TIMEOUT:g}",
     "retry": "none",
+    "hedge": "none",
     "rate_limit": "none; it is set in the job file",
     "batch": "none; it is set in the job file",
     "when": "none; it is set in the job file",

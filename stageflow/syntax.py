@@ -22,10 +22,10 @@ from stageflow.policies.redact import SECRET_NAME
 
 __all__ = ["Sources", "code_of", "rest_of", "stable"]
 
-_PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "rate_limit", "run"})
+_PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "hedge", "rate_limit", "run"})
 """Arguments that set the pace, of whatever call."""
 
-_PACE_CALLS: Final = frozenset({"RateLimit", "Retry", "Batch", "Price"})
+_PACE_CALLS: Final = frozenset({"RateLimit", "Retry", "Hedge", "Batch", "Price"})
 
 _ADDRESS: Final = re.compile(r" at 0x[0-9A-Fa-f]+")
 

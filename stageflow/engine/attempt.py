@@ -103,6 +103,17 @@ class Attempts:
 
         return watched
 
+    @property
+    def call(self) -> Callable[..., Any]:
+        """Call the handler for an item, with nothing around it; may be replaced before the first call."""
+        return self._call
+
+    @call.setter
+    def call(self, call: Callable[..., Any]) -> None:
+        if self.is_plain:
+            self.invoke = call
+        self._call = call
+
     async def wanted(self, item: Item, ctx: Any = None) -> bool:
         """Whether ``when`` lets the handler run for the item."""
         if self._condition is None:

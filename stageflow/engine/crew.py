@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from stageflow.engine.deadlines import SWALLOW_GRACE
 
 __all__ = ["Crew"]
+
+T = TypeVar("T")
 
 
 class Crew:
@@ -29,15 +31,15 @@ class Crew:
 
     def __init__(self, broken: Callable[[], None]) -> None:
         self._broken = broken
-        self.abandoned: set[asyncio.Task[None]] = set()
+        self.abandoned: set[asyncio.Task[Any]] = set()
         self.cancelled = False
         self.overdue: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._errors: list[BaseException] = []
         self._changed = asyncio.Event()
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Start a task. If it raises, all others are cancelled and :meth:`join` raises its error."""
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), name=name)  # not by the factory of handlers' tasks
         self._tasks.add(task)
@@ -57,7 +59,7 @@ class Crew:
         for task in tuple(self._tasks):
             self.abandon(task)
 
-    def abandon(self, task: asyncio.Task[None]) -> None:
+    def abandon(self, task: asyncio.Task[Any]) -> None:
         """Wait for this one no longer."""
         self._tasks.discard(task)
         self.abandoned.add(task)
@@ -90,7 +92,7 @@ class Crew:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # it is known, and was told
             asyncio._unregister_task(task)  # documented under "Extending" of asyncio
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self.abandoned.discard(task)
         self._tasks.discard(task)
         if not self._tasks:

@@ -106,6 +106,24 @@ class Limiter:
             if timer is not None:
                 timer.cancel()
 
+    def permit_at_once(self) -> float | None:
+        """Take a permit for one call, and the tokens it will probably use, if they are there and nobody waits.
+
+        Returns:
+            The tokens reserved; ``None``: nothing was taken.
+        """
+        now = self.clock()
+        if self.waiting or not self._share:
+            return None
+        if self._calls is not None and self._calls.available(now) < 1.0 - _ROUNDING:
+            return None
+        if self._tokens is not None and self._lacking(now) > _ROUNDING:
+            return None
+        if self._calls is not None:
+            self._calls.reserve(now)
+        self._calls_used += 1.0
+        return self._charge(now) if self._tokens is not None else 0.0
+
     def _wake(self) -> None:
         if self._resting is not None:
             _end(self._resting, False)
@@ -116,17 +134,23 @@ class Limiter:
         What exceeds the bucket is owed. Nothing is reserved ahead, so that tokens which a call did not need after all
         shorten this wait, also those that the bucket has no room for.
         """
-        bucket = self._tokens
-        if bucket is None:
+        if self._tokens is None:
             return 0.0
-        while True:
-            now, tokens = self.clock(), self._estimate.value
-            there = bucket.available(now)
-            lacking = min(tokens, self._tokens_size) - there - self._spilt
-            if lacking <= _ROUNDING and self._share:
-                break
+        while (lacking := self._lacking(self.clock())) > _ROUNDING or not self._share:
             per_second = self._tokens_per_second * self._share
             await self._rest(lacking / per_second if per_second else inf)
+        return self._charge(self.clock())
+
+    def _lacking(self, now: float) -> float:
+        """Tokens that are not there for the next call."""
+        assert self._tokens is not None, "tokens without a limit"
+        return min(self._estimate.value, self._tokens_size) - self._tokens.available(now) - self._spilt
+
+    def _charge(self, now: float) -> float:
+        """Take what the next call will probably use."""
+        bucket, tokens = self._tokens, self._estimate.value
+        assert bucket is not None, "tokens without a limit"
+        there = bucket.available(now)
         charged = tokens - min(tokens, self._spilt)
         self._spilt = 0.0
         taken = max(0.0, min(charged, there))
@@ -324,6 +348,20 @@ class Gate:
             return False
         self.passed(1)
         return True
+
+    def enter_at_once(self) -> float | None:
+        """Take leave to start one call, with the tokens and the money for it, if nobody has to wait for any of that.
+
+        Returns:
+            The tokens reserved; ``None``: nothing was taken.
+        """
+        if self._closed or (self.purse is not None and not self.purse.fits()):
+            return None
+        tokens = self.limiter.permit_at_once() if self.limiter is not None else 0.0
+        if tokens is not None and self.purse is not None:
+            taken = self.purse.take()
+            assert taken, "money that was there is not"
+        return tokens
 
     @property
     def _closed(self) -> bool:

@@ -23,6 +23,7 @@ from stageflow.engine.crew import Crew
 from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
 from stageflow.engine.failing import Failing
 from stageflow.engine.gate import Gate
+from stageflow.engine.hedging import Hedges, HedgingWorker
 from stageflow.engine.judge import Judge
 from stageflow.engine.lodging import Lodging
 from stageflow.engine.routing import Router
@@ -57,6 +58,7 @@ class Pool:
         pace: How many such a bulk may have.
         reported: What handlers have told of their calls, and which of those have money set aside, till it is settled.
         spending: What the calls cost.
+        hedges: Where calls that take long are made a second time, those; else ``None``.
     """
 
     def __init__(
@@ -85,7 +87,8 @@ class Pool:
         self.failing = Failing(self)
         self.workers = 0
         self.busy = 0
-        self.lodging = Lodging(self.counters, clock, self._attend_again)
+        self.hedges: Hedges | None = None
+        self.lodging = Lodging(self.counters, clock, self.attend_again)
         self.only: Channel | None = None
         self.last = True
         self.crew = crew
@@ -136,6 +139,8 @@ class Pool:
         self.channel.again.clear()
         self._deadlines.stop()
         self.lodging.close()
+        if self.hedges is not None:
+            self.hedges.close()
         for item in list(self.reported):  # calls that were cancelled with the run
             self._settle([item], cut=True)
         self.spending.settle([self._told_late])
@@ -169,8 +174,13 @@ class Pool:
         """Whether finished items that have no room below take up the place of this worker."""
         return self.busy + len(self.lodging.since) >= self.stage.max_in_flight + (not worker.idle)
 
-    def _attend_again(self) -> None:
-        """An item has found room below, and has left its place to a worker."""
+    @property
+    def has_place(self) -> bool:
+        """Whether there is a place for one more call."""
+        return self.busy + len(self.lodging.since) < self.stage.max_in_flight
+
+    def attend_again(self) -> None:
+        """A place has become free for a worker: an item has found room below, or a second call is over."""
         channel = self.channel
         if self.workers and (channel.items or channel.again) and not (channel.attended or self.cancelled):
             self.attend()
@@ -178,10 +188,15 @@ class Pool:
     def start_worker(self) -> None:
         self.channel.attended += 1
         self.workers += 1
-        worker = BatchWorker(self) if self.stage.batch is not None else Worker(self)
+        worker = self._new_worker()
         self._present[worker] = None
         worker.task = self.crew.start(worker.run(), f"{self.stage.name} worker {self.workers}")
         worker.task.add_done_callback(lambda _: self._present.pop(worker, None))
+
+    def _new_worker(self) -> Worker:
+        if self.hedges is not None:
+            return HedgingWorker(self, self.hedges)
+        return BatchWorker(self) if self.stage.batch is not None else Worker(self)
 
     def enter(self) -> None:
         """A worker turns to its next call. Peaks are at such moments, since within its turn nobody else moves."""

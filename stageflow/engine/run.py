@@ -17,12 +17,13 @@ from stageflow.engine.credits import Credits
 from stageflow.engine.crew import Crew
 from stageflow.engine.fanout import fan_out
 from stageflow.engine.gate import Gate, Limiter, limiters_of
+from stageflow.engine.hedging import Hedges
 from stageflow.engine.judge import Judge
 from stageflow.engine.pool import Pool
 from stageflow.engine.processes import ChildSetup
 from stageflow.engine.reentry import reenter
 from stageflow.engine.routing import Router
-from stageflow.engine.spending import Spending, Till
+from stageflow.engine.spending import Report, Spending, Till
 from stageflow.engine.targets import Target, target_of
 from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
@@ -104,7 +105,8 @@ class Engine:
             pool.connect([self.pools[child] for child in plan.children[name]], straight=self._is_straight(name))
             splits = pool.only is None and not pool.last
             # Where items make others ready that are not they themselves, what a turn sends on is not known before.
-            pool.pace = Pace(ever=not (plan.stages[name].fans_out or (splits and self._router.levels)))
+            alone = plan.stages[name].fans_out or plan.stages[name].hedge is not None
+            pool.pace = Pace(ever=not (alone or (splits and self._router.levels)))
         self._first = [self.pools[name].channel for name in plan.first]
 
     def _pool(self, stage: Stage, limiter: Limiter | None) -> Pool:
@@ -112,7 +114,7 @@ class Engine:
         self._targets.append(target)
         # An async function is called as it is: a target around it would cost a call per record.
         called = stage.handler if stage.run == "async" or stage.fans_out else target
-        binder = Binder(stage, self.plan, self._resources, run=self._run_id, reported=lambda *told: pool.report(*told))
+        binder = self._binder(stage, lambda *told: pool.report(*told))
         purse = self.till.purses.get(stage.name)
         gate = Gate(limiter, self._clock, purse)
         attempts = Attempts(stage, self.plan, binder, called)
@@ -142,12 +144,19 @@ class Engine:
         )
         if stage.fans_out:
             attempts.invoke = fan_out(pool, binder.call(called), target.step)
+        if stage.hedge is not None:
+            again = self._binder(stage, lambda *told: hedges.report(*told))
+            hedges = Hedges(pool, stage.hedge, first=attempts.call, second=again.call(called))
+            pool.hedges, attempts.call = hedges, hedges.call
         if self._debug:
             attempts.invoke = attempts.watched(attempts.invoke, self._warn)
             if pool.batch_call is not None:
                 pool.batch_call = attempts.watched(pool.batch_call, self._warn)
         pool.turn = binder.turn(called) if attempts.is_plain else binder.turn_of(attempts.invoke)
         return pool
+
+    def _binder(self, stage: Stage, reported: Callable[[Item, int, Report], None]) -> Binder:
+        return Binder(stage, self.plan, self._resources, run=self._run_id, reported=reported)
 
     def _is_straight(self, name: str) -> bool:
         """Whether every item goes on to the one stage below, whatever happened to it elsewhere."""

@@ -24,6 +24,8 @@ class StageReport:
             waiting for room in the next channel, for a permit or the end of a pause, and without work. They sum to 1.
         retries: Attempts after the first. ``tokens``: as handlers reported them; ``input_tokens`` and ``output_tokens``
             are those of which they said the kind. Those of failed attempts are among them.
+        hedged: Calls that were made a second time because they took long. ``hedges_won``: those of which the second
+            counted. To p50 and p95 both together are one.
         cost: Of the calls, by what they reported, in the currency of the prices; ``cost_unsure``: what they may have
             cost beyond that. ``unpriced``: tokens whose price is not known.
         untold: Calls that reported nothing, which count for a budget with the most that they may cost. ``over``: calls
@@ -62,6 +64,8 @@ class StageReport:
     unpriced: int = 0
     untold: int = 0
     over: int = 0
+    hedged: int = 0
+    hedges_won: int = 0
 
     @classmethod
     def of(
@@ -111,6 +115,8 @@ class StageReport:
             unpriced=counters.unpriced,
             untold=counters.untold,
             over=counters.over,
+            hedged=counters.hedged,
+            hedges_won=counters.hedges_won,
         )
 
 

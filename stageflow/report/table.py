@@ -59,6 +59,8 @@ def _item_columns(stages: Sequence[StageReport]) -> list[_Column]:
         "dead": [stage.dead for stage in stages],
         "cancelled": [stage.cancelled for stage in stages],
         "retries": [stage.retries for stage in stages],
+        "hedged": [stage.hedged for stage in stages],
+        "hedges\nwon": [stage.hedges_won for stage in stages],
     }
     columns = [_Column(kind, list(map(count, had))) for kind, had in kinds.items() if kind in always or any(had)]
     return [*columns, *(_Column(title, values) for title, values in cost_columns(stages))]

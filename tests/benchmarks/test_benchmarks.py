@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import durability  # noqa: E402 - the benchmarks' folder has to be on the path first
 import engine  # noqa: E402
 import formats  # noqa: E402
+import hedging  # noqa: E402
 import in_flight  # noqa: E402
 import jsonl  # noqa: E402
 import memory  # noqa: E402
@@ -26,7 +27,7 @@ import start  # noqa: E402
 import sweep  # noqa: E402
 import workload  # noqa: E402
 
-SCRIPTS = (engine, sleeping, in_flight, slow_items, jsonl, formats, durability, memory, start, sweep)
+SCRIPTS = (engine, sleeping, in_flight, slow_items, hedging, jsonl, formats, durability, memory, start, sweep)
 TINY = ["--tiny", "--loop", "asyncio"]
 
 
