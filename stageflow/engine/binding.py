@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from stageflow.engine.brakes import Told
 from stageflow.engine.spending import Report
 from stageflow.item import Exit, Item, Note, Outcome, ReadOnlyDict
 from stageflow.plan import Plan
@@ -100,6 +101,14 @@ class Call:
         self.tokens = (self.tokens or 0) + told.tokens
         self._tell(told)
 
+    def report_limits(self, told: Told) -> None:
+        """Say what the provider said of its rate limits with an answer: no more calls start than it says remain.
+
+        Args:
+            told: What ``stageflow.llm.limits_of`` reads off the answer's headers.
+        """
+        self._binder.limited(told)
+
     def _tell(self, report: Report) -> None:
         self._binder.reported(self._item, self.attempt, report)
 
@@ -127,6 +136,8 @@ class _CallElsewhere(Call):
     idempotency_key = property(lambda self: self._facts.idempotency_key)
     outcomes = property(lambda self: self._facts.outcomes)
 
+    def report_limits(self, told: Told) -> None: ...
+
     def _tell(self, report: Report) -> None: ...
 
 
@@ -137,6 +148,7 @@ class Binder:
         resources: What is opened for the run, by name.
         run: The identity of the run, for idempotency keys.
         reported: Called with the item, the attempt, and what a handler reports of that.
+        limited: Called with what a provider said of its limits.
     """
 
     def __init__(
@@ -147,11 +159,13 @@ class Binder:
         *,
         run: str,
         reported: Callable[[Item, int, Report], None],
+        limited: Callable[[Told], None] = lambda told: None,
     ) -> None:
         self.stage = stage
         self.plan = plan
         self.run = run
         self.reported = reported
+        self.limited = limited
         self.above = tuple(name for name in plan.order if name in plan.ancestors[stage.name])
         self._resources = resources
 

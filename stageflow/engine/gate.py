@@ -1,4 +1,4 @@
-"""Leave to start a call: the permits of a rate limit, and the pause that a service asked for.
+"""Leave to start a call: the permits of a rate limit, the pause that a service asked for, and what follows from that.
 
 A worker waits here with its item in hand and outside any attempt: the wait is no part of the timeout nor of the service
 time, and is counted by itself.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
+from stageflow.engine.brakes import Brakes, Told
 from stageflow.policies.rate import RateLimit, TokenBucket, TokenEstimate
 
 __all__ = ["Gate", "Limiter", "Money", "limiters_of"]
@@ -32,6 +33,8 @@ class Limiter:
         turn: Held by the one call that waits for its permit; the others wait for their turn. If each slept until its
             own permit, all would start at once after a moment in which the process stood still.
         waiting: Calls that wait for either.
+        adaptive: What a provider says of its own limits counts, too.
+        limits_calls: Calls are limited, and not tokens alone.
     """
 
     def __init__(self, limit: RateLimit, clock: Callable[[], float]) -> None:
@@ -39,6 +42,7 @@ class Limiter:
         self.clock = clock
         rate = limit.rate_per_second
         self._limit = limit
+        self.adaptive, self.limits_calls = limit.adaptive, rate is not None
         self._calls = TokenBucket(rate, limit.burst_calls, now) if rate is not None else None
         tokens = limit.tokens_per_minute
         self._tokens_per_second = limit.tokens_per_second or 0.0
@@ -202,11 +206,23 @@ class Limiter:
         return max(0.0, used), waited
 
     @property
+    def share(self) -> float:
+        """The part of the limit that this is."""
+        return self._share
+
+    @property
     def there(self) -> int:
         """How many calls may start at once; none where somebody waits, or where tokens are to be reserved for each."""
         if self.waiting or self._at_once is None:
             return 0
         return max(0, int(self._at_once.available(self.clock()) + _ROUNDING))
+
+    def take_one(self) -> bool:
+        """Take a permit for one call, if it is there and nobody waits."""
+        if self.waiting or self._at_once is None or not self._at_once.take_now(self.clock()):
+            return False
+        self._calls_used += 1.0
+        return True
 
     def take_at_once(self, count: int) -> None:
         """Take permits for so many calls, which are there."""
@@ -289,15 +305,25 @@ class Gate:
         self.limiter = limiter
         self.purse = purse
         self._clock = clock
+        ramps = limiter is None or not limiter.limits_calls
+        self._brakes = Brakes(clock, ramp=ramps, share=lambda: 1.0 if limiter is None else limiter.share)
 
     def pause(self, seconds: float) -> None:
-        """Let no call start for so long."""
+        """Let no call start for so long, and a few at first afterwards."""
         self.paused_until = max(self.paused_until, self._clock() + seconds)
         self.shut = True
+        self._brakes.refused(self.paused_until, seconds)
+
+    def heed(self, told: Told) -> None:
+        """Let no more calls start than the provider says remain; on whatever thread it was heard."""
+        if self.limiter is None or self.limiter.adaptive:
+            self._brakes.heed(told)
+            self.shut = True
 
     def bar(self) -> None:
         """Let no call start any more."""
         self.shut = self.barred = True
+        self._brakes.release()
         if self.purse is not None:
             self.purse.wake(everybody=True)
 
@@ -308,14 +334,21 @@ class Gate:
             The tokens reserved for it. A cancelled wait holds no permit and no money, nor does one at a gate that is
             barred.
         """
-        limiter, purse = self.limiter, self.purse
+        limiter, purse, brakes = self.limiter, self.purse, self._brakes
         while not self.barred:
             await self._pause()
+            if brakes.on:
+                await brakes.wait()
+                self.shut = self._is_shut
+                if self._closed:
+                    continue
             if purse is not None and not purse.fits():
                 await purse.wait()
                 continue
             if limiter is None:
                 if purse is None or (not self._closed and purse.take()):
+                    if brakes.on:
+                        brakes.take()
                     break
                 continue
             limiter.waiting += 1
@@ -327,7 +360,9 @@ class Gate:
             finally:
                 limiter.waiting -= 1
             # Money comes last: it is set aside for calls that start, and not for those that wait for a permit.
-            if not self._closed and (purse is None or purse.take()):
+            if not self._closed and brakes.fits and (purse is None or purse.take()):
+                if brakes.on:
+                    brakes.take()
                 return tokens
             limiter.give_back(tokens)
         return 0.0
@@ -335,15 +370,26 @@ class Gate:
     @property
     def open_for(self) -> int:
         """How many calls may start at once, of a gate that is shut: permits for them are there, and nobody waits."""
-        return 0 if self.limiter is None or self.purse is not None or self._closed else self.limiter.there
+        limiter = self.limiter
+        if self.purse is not None or self._closed:
+            return 0
+        if not self._brakes.on:
+            return 0 if limiter is None else limiter.there
+        # Where the brakes have just come off, whoever waits finds that out.
+        there = self._brakes.there()
+        return min(there, limiter.there) if limiter is not None else there if self._brakes.on else 0
 
     def passed(self, calls: int) -> None:
         """So many calls have started at once."""
         if self.limiter is not None and calls:
             self.limiter.take_at_once(calls)
+        if self._brakes.on and calls:
+            self._brakes.take(calls)
 
     def pass_at_once(self) -> bool:
         """Take leave to start one call, if nobody has to wait for it; no tokens are reserved."""
+        if self.limiter is not None and not (self._brakes.on or self.purse is not None or self._closed):
+            return self.limiter.take_one()
         if not self.open_for:
             return False
         self.passed(1)
@@ -357,20 +403,28 @@ class Gate:
         """
         if self._closed or (self.purse is not None and not self.purse.fits()):
             return None
+        if self._brakes.on and not self._brakes.there():
+            return None
         tokens = self.limiter.permit_at_once() if self.limiter is not None else 0.0
         if tokens is not None and self.purse is not None:
             taken = self.purse.take()
             assert taken, "money that was there is not"
+        if tokens is not None and self._brakes.on:
+            self._brakes.take()
         return tokens
 
     @property
     def _closed(self) -> bool:
         return self.barred or self.paused_until > self._clock()
 
+    @property
+    def _is_shut(self) -> bool:
+        return self.limiter is not None or self.purse is not None or self._closed or self._brakes.on
+
     async def _pause(self) -> None:
         while (seconds := self.paused_until - self._clock()) > 0:  # noqa: ASYNC110 - it may grow while we wait
             await asyncio.sleep(seconds)
-        self.shut = self.limiter is not None or self.purse is not None or self.barred
+        self.shut = self._is_shut
 
     def give_back(self, tokens: float) -> None:
         """The call that had leave to start is not made."""
@@ -378,8 +432,12 @@ class Gate:
             self.purse.give_back()
         if self.limiter is not None and not self.barred:
             self.limiter.give_back(tokens)
+        if self._brakes.on:
+            self._brakes.give_back()
 
     def settle(self, reserved: float, used: int) -> None:
         """A call has told what it used."""
+        if self._brakes.on:
+            self._brakes.settle(used)
         if self.limiter is not None:
             self.limiter.settle(reserved, used)

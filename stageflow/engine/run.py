@@ -114,9 +114,9 @@ class Engine:
         self._targets.append(target)
         # An async function is called as it is: a target around it would cost a call per record.
         called = stage.handler if stage.run == "async" or stage.fans_out else target
-        binder = self._binder(stage, lambda *told: pool.report(*told))
         purse = self.till.purses.get(stage.name)
         gate = Gate(limiter, self._clock, purse)
+        binder = self._binder(stage, gate, lambda *told: pool.report(*told))
         attempts = Attempts(stage, self.plan, binder, called)
         pool = Pool(
             stage,
@@ -145,7 +145,7 @@ class Engine:
         if stage.fans_out:
             attempts.invoke = fan_out(pool, binder.call(called), target.step)
         if stage.hedge is not None:
-            again = self._binder(stage, lambda *told: hedges.report(*told))
+            again = self._binder(stage, gate, lambda *told: hedges.report(*told))
             hedges = Hedges(pool, stage.hedge, first=attempts.call, second=again.call(called))
             pool.hedges, attempts.call = hedges, hedges.call
         if self._debug:
@@ -155,8 +155,8 @@ class Engine:
         pool.turn = binder.turn(called) if attempts.is_plain else binder.turn_of(attempts.invoke)
         return pool
 
-    def _binder(self, stage: Stage, reported: Callable[[Item, int, Report], None]) -> Binder:
-        return Binder(stage, self.plan, self._resources, run=self._run_id, reported=reported)
+    def _binder(self, stage: Stage, gate: Gate, reported: Callable[[Item, int, Report], None]) -> Binder:
+        return Binder(stage, self.plan, self._resources, run=self._run_id, reported=reported, limited=gate.heed)
 
     def _is_straight(self, name: str) -> bool:
         """Whether every item goes on to the one stage below, whatever happened to it elsewhere."""

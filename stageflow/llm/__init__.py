@@ -20,16 +20,19 @@ from __future__ import annotations
 from stageflow.llm.answers import Answer, Embeddings, Usage
 from stageflow.llm.chat import Chat
 from stageflow.llm.errors import BadAnswer, Refused, SchemaMismatch, ServiceError, Unfinished, Unreachable
+from stageflow.llm.limits import ProviderLimit, limits_of
 
 __all__ = [
     "Answer",
     "BadAnswer",
     "Chat",
     "Embeddings",
+    "ProviderLimit",
     "Refused",
     "SchemaMismatch",
     "ServiceError",
     "Unfinished",
     "Unreachable",
     "Usage",
+    "limits_of",
 ]

@@ -10,6 +10,8 @@ The rules of a call:
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -21,12 +23,16 @@ import orjson
 from stageflow.llm.answers import Answer, Embeddings, answer_of, embeddings_of, finished, json_of, usage_of
 from stageflow.llm.endpoint import Key, check_name, endpoint_of, headers_of, key_of
 from stageflow.llm.http import Http
+from stageflow.llm.limits import limits_of
 from stageflow.llm.schema import schema_of
+from stageflow.llm.wire import Reply
 
 __all__ = ["Chat"]
 
 _CHAT: Final = "chat/completions"
 _EMBEDDINGS: Final = "embeddings"
+_SILENT: Final = 16
+"""A service that has said nothing of its limits with so many answers in a row is not looked at for that any more."""
 
 
 class HandlersCall(Protocol):
@@ -53,6 +59,8 @@ class Chat:
             no other way to give it, so that none gets into a file, a log or the text of an error.
         api_key_header: Where the key goes. In ``Authorization`` it comes after ``Bearer``, in any other by itself.
         headers: Sent with each call; none may hold a credential.
+        heeds_limits: Report what the service says of its rate limits to the stage, which then starts no more calls than
+            that. Only calls that are given ``call`` report.
 
     Raises:
         SettingError: A setting is refused; on entering, the key.
@@ -67,6 +75,7 @@ class Chat:
         api_key_env: str | None = None,
         api_key_header: str = "Authorization",
         headers: Mapping[str, str] | None = None,
+        heeds_limits: bool = True,
     ) -> None:
         self._endpoint = endpoint_of(base_url)
         self._model = model
@@ -76,6 +85,7 @@ class Chat:
         self._headers = headers_of(headers)
         self._key = Key("")
         self._http: Http | None = None
+        self._silent = 0 if heeds_limits else _SILENT
 
     def __repr__(self) -> str:
         return f"Chat(base_url={str(self._endpoint)!r}, model={self._model!r})"
@@ -170,13 +180,26 @@ class Chat:
             raise TypeError("this Chat is not open: use it inside `async with`")
         body = orjson.dumps(request)
         key = None if call is None else _idempotency_key(call, body)
+        began = asyncio.get_running_loop().time()
         reply = await self._http.post(path, body, key)
+        if call is not None and self._silent < _SILENT:
+            self._tell_limits(call[0] if isinstance(call, Sequence) else call, reply, request["model"], began)
         raw = json_of(reply, self._endpoint.netloc, self._endpoint.host, self._key.masked)
         if call is not None and (usage := usage_of(raw)) is not None:
             (call[0] if isinstance(call, Sequence) else call).report(
                 tokens=usage.total_tokens, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
             )
         return raw
+
+    def _tell_limits(self, call: HandlersCall, reply: Reply, model: Any, began: float) -> None:
+        """Report what the service says of its rate limits; a stand-in for ``call`` need not care."""
+        report = getattr(call, "report_limits", None)
+        now = asyncio.get_running_loop().time()
+        scope = f"{self._endpoint.netloc} {model}"
+        told = limits_of(reply.header, began=began, ended=now, wall_clock=time.time(), scope=scope)
+        self._silent = self._silent + 1 if told is None else 0
+        if told is not None and report is not None:
+            report(told)
 
     def _all_headers(self) -> dict[str, str]:
         headers = {**self._headers, "Content-Type": "application/json"}

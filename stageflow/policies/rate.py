@@ -12,6 +12,9 @@ from stageflow.errors import SettingError
 
 __all__ = ["RateLimit", "TokenBucket", "TokenEstimate"]
 
+_ROUNDING: Final = 1e-6
+"""What may lack of a permit: times are rounded."""
+
 _MEMORY: Final = 20
 """About how many of the last calls the estimate of tokens is the mean of: prompts change along a file."""
 
@@ -26,6 +29,8 @@ class RateLimit:
         tokens_per_minute: Tokens per minute, finite and > 0, as the calls report them with ``call.report(tokens=...)``.
         burst: How many calls may start at once after a pause; finite and >= 1. One second's worth of calls, at least 1,
             where it is not given. Tokens have one second's worth.
+        adaptive: Keep to what the provider says remains of its own limits, too, where calls report that: no more start
+            than that, and never more than is given here.
 
     Raises:
         SettingError: Nothing is limited, calls are given both per second and per minute, a number is out of range, or
@@ -36,6 +41,7 @@ class RateLimit:
     per_minute: float | None = None
     tokens_per_minute: float | None = None
     burst: float | None = None
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         for name in ("per_second", "per_minute", "tokens_per_minute"):
@@ -128,6 +134,20 @@ class TokenBucket:
             self._waiting.append(due)
         self._granted, self._level = due, level - amount
         return due - self._seen
+
+    def take_now(self, now: float) -> bool:
+        """Take one permit, if it is there; as :meth:`reserve` does where nobody waits, at a fraction of the cost."""
+        if self._waiting or now < self._granted or now < self._seen:
+            there = self.available(now) >= 1.0 - _ROUNDING
+            if there:
+                self.reserve(now)
+            return there
+        level = min(self._burst, self._level + (now - self._granted) * self._per_second)
+        if level < 1.0 - _ROUNDING:
+            return False
+        self._seen = self._granted = now
+        self._level = level - 1.0
+        return True
 
     def give_back(self, amount: float = 1.0) -> None:
         """Return what was reserved by someone who stopped waiting before the time had come.
