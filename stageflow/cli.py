@@ -188,6 +188,10 @@ def cli() -> None:
     metavar="AMOUNT",
     help="Stop before the calls, with those of earlier runs, cost more, in the currency of the job's prices.",
 )
+@click.option(
+    "--cache", metavar="PATH", help="Where stages with cache=True keep results.  [default: .stageflow/ beside JOB]"
+)
+@click.option("--no-cache", is_flag=True, help="Make every call, whatever was kept of earlier ones, and keep nothing.")
 @click.option("--debug", is_flag=True, help="Warn of functions that change values they share with other stages; slow.")
 @click.option("--max-failure-rate", metavar="RATE", help="Stop when more of the last 100 records fail: 50% or 0.5.")
 @click.option("--allow-failures", metavar="N|P%", help="So many dead letters still end in exit code 0.")

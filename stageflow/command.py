@@ -95,6 +95,7 @@ def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str
         {
             **{name: given[name] for name in _AS_GIVEN},
             "dead": dead or _Told(),
+            "cache": _cache(given),
             "max_failure_rate": parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
             "listeners": (progress,),
         }
@@ -120,6 +121,12 @@ def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str
     _finish(report, run, dead, given, typed)
     _leave_threads_behind(report.exit_code)
     return report.exit_code
+
+
+def _cache(given: Mapping[str, Any]) -> Any:
+    if given["cache"] and given["no_cache"]:
+        raise RequestError("--cache and --no-cache can't both be", hint="give one of them")
+    return False if given["no_cache"] else given["cache"]
 
 
 def _hint_at_command(error: StorageError, run: Run, typed: Sequence[str]) -> None:

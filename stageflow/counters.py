@@ -86,6 +86,7 @@ class StageCounters:
         retries: Attempts after the first.
         hedged: Calls that were made a second time. ``hedges_won``: those of which the second counted.
         abandoned: Calls that outlived their cancellation.
+        cached: Items whose result was there from earlier calls; they passed or were dropped without one.
         tokens: What handlers reported; ``input_tokens`` and ``output_tokens`` those of which they said the kind.
         cost: What is known of the calls' cost, as :mod:`stageflow.money` counts it; ``cost_unsure``: what they may have
             cost beyond that. ``unpriced``: tokens whose price is not known.
@@ -103,6 +104,7 @@ class StageCounters:
         "abandoned",
         "blocked",
         "blocked_seconds",
+        "cached",
         "calls",
         "cancelled",
         "cost",
@@ -141,6 +143,7 @@ class StageCounters:
         self.peak_in_flight = 0
         self.blocked = 0
         self.abandoned = 0
+        self.cached = 0
         self.tokens = 0
         self.input_tokens = 0
         self.output_tokens = 0
@@ -184,6 +187,12 @@ class StageCounters:
             self._latency.instant += items
         else:
             self._latency.add(seconds / items, items)
+
+    @property
+    def made(self) -> int:
+        """How many calls have ended."""
+        latency = self.latency
+        return latency.instant + sum(latency.counts)
 
     def count_call(self, seconds: float) -> None:
         """Count the time of one call; what became of it is counted apart."""

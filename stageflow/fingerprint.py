@@ -29,8 +29,9 @@ from stageflow.policies.failure import Degrade
 from stageflow.policies.redact import SECRET_NAME
 from stageflow.stage import Stage
 from stageflow.syntax import Sources, code_of, rest_of, stable
+from stageflow.uses import uses_of
 
-__all__ = ["changes", "job_identity", "upstream_digests"]
+__all__ = ["cache_digests", "changes", "job_identity", "upstream_digests"]
 
 _DIGITS: Final = 16
 """Hex digits kept of a digest: it tells edits apart, and guards against nobody."""
@@ -52,9 +53,7 @@ def job_identity(plan: Plan) -> JobIdentity:
         stages=stages,
         graph={name: tuple(sorted(needs)) for name, needs in plan.dependencies.items()},
         files={name: _file_digest(plan, name) for name in plan.files},
-        params={
-            name: _digest(name, stable(value)) for name, value in plan.params.items() if not SECRET_NAME.search(name)
-        },
+        params=_param_digests(plan),
     )
 
 
@@ -109,20 +108,54 @@ def upstream_digests(identity: JobIdentity, plan: Plan) -> dict[str, str]:
     return found
 
 
+def cache_digests(plan: Plan) -> dict[str, str]:
+    """By stage, where it has a cache, a digest of all that decides a result beside the values it is called with.
+
+    That is its name, its ``version``, its function with all that this is made of (see :mod:`stageflow.uses`), as are
+    the resources it takes; the declared files; and, where it takes them, the parameters. No other setting counts, as
+    none decides what a call returns; nor do other stages, whose results are among the values.
+
+    Raises:
+        DefinitionError: A file that the job declares can't be read.
+    """
+    caching = [stage for stage in plan.stages.values() if stage.cache]
+    sources = Sources()
+    files = [*_pairs({name: _file_digest(plan, name) for name in plan.files})] if caching else []
+    found = {}
+    for stage in caching:
+        takes = [parameter.name for parameter in stage.parameters]
+        functions = [stage.handler, *(plan.resources[name].function for name in _resources_of(takes, plan))]
+        uses = [code_of(each, sources) for each in functions]  # also of those that are not the user's own
+        uses += uses_of(functions, sources, os.path.dirname(plan.file or ""))
+        params = [*_pairs(_param_digests(plan))] if _takes_params(stage, plan) else []
+        found[stage.name] = _digest(stage.name, repr(stage.version), *uses, "files", *files, "params", *params)
+    return found
+
+
+def _param_digests(plan: Plan) -> dict[str, str]:
+    """Those of the job's parameters; what is a secret by its name is left out."""
+    return {name: _digest(name, stable(value)) for name, value in plan.params.items() if not SECRET_NAME.search(name)}
+
+
 def _pairs(values: Mapping[str, str]) -> Iterable[str]:
     return (f"{name}={value}" for name, value in sorted(values.items()))
 
 
 def _takes_params(stage: Stage, plan: Plan) -> bool:
     """Whether it sees the job's parameters, itself or by way of its resources."""
-    waiting = [parameter.name for parameter in (*stage.parameters, *stage.when_parameters)]
+    takes = [parameter.name for parameter in (*stage.parameters, *stage.when_parameters)]
+    return "params" in takes or any("params" in plan.resources[name].uses for name in _resources_of(takes, plan))
+
+
+def _resources_of(names: Iterable[str], plan: Plan) -> list[str]:
+    """The resources among the names of parameters, and those that they use."""
+    waiting, found = [*names], dict[str, None]()
     while waiting:
         name = waiting.pop()
-        if name == "params":
-            return True
-        if name in plan.resources:
+        if name in plan.resources and name not in found:
+            found[name] = None
             waiting += plan.resources[name].uses
-    return False
+    return list(found)
 
 
 # The parts

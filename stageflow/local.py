@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
+from stageflow.caching import opened_cache
 from stageflow.commit import Resumption
+from stageflow.engine.cached import Cache
 from stageflow.engine.gate import Limiter
 from stageflow.engine.processes import child_setups
 from stageflow.engine.resources import opened
@@ -52,14 +54,17 @@ class LocalWork:
         self._found, self._upstream = found, upstream
 
     async def __aenter__(self) -> Self:
-        resources = await self._opened.enter_async_context(opened(self._request.plan, self._request.warn))
-        self._build(resources)
+        request = self._request
+        async with AsyncExitStack() as opening:
+            cache = await opening.enter_async_context(opened_cache(request.plan, request.options, request.warn))
+            self._build(await opening.enter_async_context(opened(request.plan, request.warn)), cache)
+            self._opened = opening.pop_all()
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
         await self._opened.__aexit__(*failure)
 
-    def _build(self, resources: Mapping[str, Any]) -> None:
+    def _build(self, resources: Mapping[str, Any], cache: Cache | None) -> None:
         request, source, ends, options = self._request, self._request.source, self._request.ends, self._request.options
         found, upstream = self._found, self._upstream
         recorder = self._recorder = Recorder(
@@ -94,6 +99,7 @@ class LocalWork:
             debug=options.debug,
             budget=Budget(amount_of(options.budget), found.spend.most) if options.budget is not None else None,
             spent=found.spend,
+            cache=cache,
         )
         if ends.durable and request.plan.prices:
             recorder.spend = engine.till.take_spend

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
@@ -68,6 +69,8 @@ class Options:
         grace: Seconds in which a stopped run may finish what it has accepted.
         budget: Stop the run before its calls, with those of the runs it goes on with, cost more; > 0, in the currency
             of the job's prices.
+        cache: The file in which stages with ``cache=True`` keep their results; default: ``.stageflow/results.sqlite3``
+            beside the job file. ``False``: nothing is looked for there, and nothing kept.
         processes: Run the whole pipeline in so many processes, >= 1, which share the input and all limits.
         debug: Warn of handlers that change values they share with other stages; slow.
         listeners: Hear of every event.
@@ -95,6 +98,7 @@ class Options:
     max_retry_after: float = 600.0
     grace: float = 20.0
     budget: float | None = None
+    cache: str | os.PathLike[str] | Literal[False] | None = None
     processes: int = 1
     debug: bool = False
     listeners: Sequence[Listener] = ()
@@ -123,6 +127,12 @@ class Options:
             raise RequestError(f'order must be "input" or "completion", not {options.order!r}')
         if options.on_bad_input not in ("dead", "stop"):
             raise RequestError(f'on_bad_input must be "dead" or "stop", not {options.on_bad_input!r}')
+        if (
+            options.cache is not None
+            and options.cache is not False
+            and not isinstance(options.cache, (str, os.PathLike))
+        ):
+            raise RequestError(f"cache must be a path or False, not {options.cache!r}")
         if not isinstance(options.disk_full_wait, (int, float)) or not 0 <= options.disk_full_wait < inf:
             raise RequestError(f"disk_full_wait must be a number of seconds, not {options.disk_full_wait!r}")
         budget = options.budget

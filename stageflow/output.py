@@ -8,13 +8,13 @@ import datetime
 import itertools
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from math import isfinite
 from typing import Any, Final
 
 from stageflow import contexts
 from stageflow.engine.attempt import MESSAGE_CHARS, message_of
 from stageflow.errors import ContextConflict, RecordError, ResultError
 from stageflow.item import BadRecord, Failure, Item, Note
+from stageflow.plain import is_plain
 from stageflow.plan import Plan
 from stageflow.policies.redact import redact
 from stageflow.protocols import unchanged
@@ -22,10 +22,6 @@ from stageflow.protocols import unchanged
 __all__ = ["bulk_maker", "dead_letter", "family", "output_record", "output_records"]
 
 _TRACE_CHARS: Final = 8192
-_DEEPEST: Final = 200
-"""Levels of nesting in a result that is trusted to come back from a file as it went there."""
-_LARGEST_BITS: Final = 4096
-"""Python neither reads nor writes integers of much more."""
 _OURS: Final = (__file__.rpartition("/")[0], concurrent.futures.__file__.rpartition("/")[0])
 """Frames of these folders tell nobody anything: how the handler was reached."""
 
@@ -236,7 +232,7 @@ def _retry(item: Item, stage: str | None, plan: Plan, upstream: Mapping[str, str
     if item.closed and item.children:
         return None  # its children were given up with it, and their results are not kept
     results = _results_of(item)
-    if stage in results or not all(map(_comes_back, results.values())):
+    if stage in results or not all(map(is_plain, results.values())):
         return None
     retry: dict[str, Any] = {"from": stage, "upstream": upstream.get(stage, "")}
     if item.path:
@@ -248,36 +244,6 @@ def _retry(item: Item, stage: str | None, plan: Plan, upstream: Mapping[str, str
     if notes:
         retry["notes"] = _written(notes)
     return retry
-
-
-def _comes_back(value: Any, room: int = _DEEPEST) -> bool:
-    """Whether JSON gives the value back as it is: of its own types alone. A tuple would come back as a list."""
-    kind = type(value)
-    if kind is str:
-        return _is_text(value)
-    if value is None or kind is bool:
-        return True
-    if kind is int:
-        return bool(value.bit_length() <= _LARGEST_BITS)
-    if kind is float:
-        return isfinite(value)
-    if kind is not list and kind is not dict:
-        return False
-    if kind is dict and not all(type(key) is str and _is_text(key) for key in value):
-        return False
-    # A loop, not all(): a frame less for each level.
-    for each in value.values() if kind is dict else value:
-        if room == 0 or not _comes_back(each, room - 1):
-            return False
-    return True
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return False
-    return True
 
 
 def _context_so_far(item: Item) -> dict[str, Any]:

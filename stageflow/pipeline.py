@@ -110,9 +110,9 @@ class Pipeline:
                 idempotent), ``rate_limit`` (a :class:`RateLimit`, shared where the object is shared), ``batch`` (a
                 :class:`Batch`: lists in, lists out), ``when`` (a predicate whose parameters are names like a stage's;
                 false: skipped for this record), ``emit`` (whether the result is a field of the output; true),
-                ``version`` (text that is part of the stage's identity), ``model`` (whose price holds for its calls),
-                ``max_tokens`` (the most that one call may use, as a number or as ``(input, output)``: what a budget
-                sets aside).
+                ``version`` (text that is part of the stage's identity), ``cache`` (keep results over runs, and look for
+                them before a call; false), ``model`` (whose price holds for its calls), ``max_tokens`` (the most that
+                one call may use, as a number or as ``(input, output)``: what a budget sets aside).
 
         Raises:
             SettingError: A setting is unknown or out of its range.

@@ -285,6 +285,7 @@ def freeze(draft: Draft, overrides: Sequence[Override] = (), params: Mapping[str
     _check_fan_out(plan)
     _check_batches(plan)
     _check_hedges(plan)
+    _check_caches(plan)
     return plan
 
 
@@ -397,6 +398,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "when": None,
     "emit": True,
     "version": None,
+    "cache": False,
     "model": None,
     "max_tokens": None,
 }
@@ -588,4 +590,23 @@ def _check_hedges(plan: Plan) -> None:
                     f'stage "{stage.name}" has hedge=, and a second call is not possible {why}',
                     hint="it is for async functions that take one record; else leave hedge= out",
                     where=stage.where,
+                )
+
+
+def _check_caches(plan: Plan) -> None:
+    """Refuse a cache where a result is more than what one call returns, or where the job's source can't be seen."""
+    for stage in plan.stages.values():
+        for refused, why, hint in (
+            (stage.batch is not None, "takes batches", "take one record at a time, or cache the stage before it"),
+            (stage.fans_out, "is a generator", "return a list instead"),
+            (plan.context is not None, "fills in a context", "take fields as parameters and return the result"),
+            (
+                plan.file is None,
+                "was defined at a prompt",
+                "write the job into a file: its source decides what is found",
+            ),
+        ):
+            if stage.cache and refused:
+                raise DefinitionError(
+                    f'stage "{stage.name}" {why}, and can\'t have a cache', hint=hint, where=stage.where
                 )

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from stageflow.caching import cache_path, check_cache
 from stageflow.commit import InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
@@ -94,6 +95,7 @@ class Run:
         self._source.check()
         self._total = self._source.estimate()
         look_ahead(self.plan, self._source)
+        check_cache(self.plan, self._options, self.warn)
         if hasattr(self._source, "place") and self._options.processes > 1:
             self._ends = placed(self._ends, self._source.place)
         work = self._work = self._plan_work()
@@ -367,20 +369,19 @@ class Run:
             return None
         if total is None or total <= counters.read or settled < 1:
             return None
-        spend = self._resumption.spend
-        spent = sum(account.counters.cost + account.counters.cost_unsure for account in accounts.values())
         return forecast(
             self.plan,
             {name: account.counters for name, account in accounts.items()},
             total=total,
             settled=settled,
             seconds=seconds,
-            cost=spent + spend.most,
+            spent=self._resumption.spend.most,
             before=self._earlier,
         )
 
     def _stage_report(self, name: str, account: StageAccount, seconds: float) -> StageReport:
         stage = self.plan.stages[name]
+        caches = stage.cache and cache_path(self.plan, self._options) is not None
         return StageReport.of(
             account.counters,
             name=name,
@@ -390,6 +391,7 @@ class Run:
             peak_depth=account.peak_depth,
             seconds=seconds,
             run=stage.run,
+            caches=caches,
         )
 
 

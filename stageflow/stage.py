@@ -67,6 +67,7 @@ class Stage:
         parameters: What the handler is called with, in its own order.
         dependencies: The stages it comes after, each once, in the order in which they were named.
         timeout: Seconds per attempt.
+        cache: Whether its results are kept over runs, and looked up before a call.
         model: Whose price holds for its calls, where they do not tell another.
         max_tokens: The most that one call may use, of either kind or as ``(input, output)``.
         when_parameters: What ``when`` is called with.
@@ -93,6 +94,7 @@ class Stage:
     fans_out: bool
     emit: bool
     version: str | None
+    cache: bool
     model: str | None
     max_tokens: int | tuple[int, int] | None
     where: str
@@ -172,6 +174,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "when": (lambda value: value is None or callable(value), "a function"),
     "emit": (lambda value: isinstance(value, bool), "true or false"),
     "version": (lambda value: isinstance(value, str), "text"),
+    "cache": (lambda value: isinstance(value, bool), "true or false"),
     "model": (lambda value: value is None or isinstance(value, str), "text, the name of a price"),
     "max_tokens": (_tokens, "a positive number of tokens, or (input, output)"),
 }
@@ -190,6 +193,7 @@ _DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
     "when": "none; it is set in the job file",
     "emit": "true",
     "version": "none",
+    "cache": "false",
     "model": "none",
     "max_tokens": "none",
 }

@@ -189,7 +189,7 @@ def _discard(record: object) -> None:
 
 
 def _measure(row: _Row, input_: str, given: Mapping[str, Any], job: Job) -> RunReport:
-    options = Options(limit=given["limit"], dead=_discard)
+    options = Options(limit=given["limit"], dead=_discard, cache=False)
     run = Run(row.plan, input_, _discard, options, job.pipeline._prepare)
     report = run_on_loop(lambda: guarded(run.execute()), given["loop"])
     if report.stopped is not None:

@@ -14,13 +14,13 @@ import linecache
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final, TypeGuard
 
 from stageflow.policies.redact import SECRET_NAME
 
-__all__ = ["Sources", "code_of", "rest_of", "stable"]
+__all__ = ["Sources", "code_of", "is_main", "last_name", "rest_of", "stable", "text_of", "unwrapped"]
 
 _PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "hedge", "rate_limit", "run"})
 """Arguments that set the pace, of whatever call."""
@@ -51,6 +51,7 @@ class Sources:
     def __init__(self) -> None:
         self.left_out: set[int] = set()
         self._trees: dict[str, ast.Module | None] = {}
+        self._definitions: dict[int, list[_Function]] = {}  # by the tree that they stand in
 
     def tree(self, file: str, names: dict[str, Any] | None = None) -> ast.Module | None:
         """The tree of a file; ``None`` where there is no source. ``names`` are the globals of its module."""
@@ -68,7 +69,9 @@ class Sources:
         """Where a function is defined."""
         code, names = function.__code__, function.__globals__
         tree = self.tree(_file_of(code, names), names)
-        found = [node for node in ast.walk(tree) if _is_at(node, code)] if tree is not None else []
+        if tree is not None and id(tree) not in self._definitions:
+            self._definitions[id(tree)] = [node for node in ast.walk(tree) if isinstance(node, _Function)]
+        found = [node for node in self._definitions.get(id(tree), ()) if _is_at(node, code)]
         if len(found) > 1:
             found = [node for node in found if isinstance(node, ast.Lambda) and _is_around(node.body, code)]
         # Of lambdas within each other the innermost.
@@ -117,7 +120,7 @@ def code_of(handler: Callable[..., Any], sources: Sources, *, leave_out: bool = 
     Args:
         leave_out: Its definition is no part of the rest of the job.
     """
-    bare, bound = _unwrapped(handler)
+    bare, bound = unwrapped(handler)
     if not isinstance(bare, FunctionType):
         return "\0".join([f"{getattr(bare, '__module__', '')}.{getattr(bare, '__qualname__', type(bare))}", *bound])
     node = sources.definition(bare)
@@ -128,7 +131,7 @@ def code_of(handler: Callable[..., Any], sources: Sources, *, leave_out: bool = 
     return "\0".join([_text(node), *bound])
 
 
-def _unwrapped(handler: Any) -> tuple[Any, list[str]]:
+def unwrapped(handler: Any) -> tuple[Any, list[str]]:
     """The function below partials, methods, ``functools.wraps`` and objects that can be called, and what they bind."""
     bound: list[str] = []
     while True:
@@ -155,7 +158,7 @@ def _text(node: _Function) -> str:
     if isinstance(node, ast.Lambda):
         return _normal(node)
     bare = copy.copy(node)
-    others = [copy.deepcopy(each) for each in node.decorator_list if _called(each) != "stage"]
+    others = [copy.deepcopy(each) for each in node.decorator_list if last_name(each) != "stage"]
     bare.decorator_list = [_Pace().visit(each) for each in others]
     return _normal(bare)
 
@@ -179,14 +182,29 @@ def stable(value: Any) -> str:
 # The normal form
 
 
-def _normal(tree: ast.AST) -> str:
+def text_of(node: ast.AST) -> str:
+    """A part of a file in the normal form, without what only sets the pace."""
+    return _normal(node, _paceless)
+
+
+def _paceless(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """The fields of a node, of a call without what sets the pace."""
+    if not isinstance(node, ast.Call):
+        return ast.iter_fields(node)
+    given = [] if last_name(node) in _PACE_CALLS else node.keywords
+    keywords = [keyword for keyword in given if keyword.arg not in _PACE]
+    arguments = [] if last_name(node) in _PACE_CALLS else node.args
+    return iter([("func", node.func), ("args", arguments), ("keywords", keywords)])
+
+
+def _normal(tree: ast.AST, fields_of: Callable[[ast.AST], Iterator[tuple[str, Any]]] = ast.iter_fields) -> str:
     """A syntax tree as text. Neither ``ast.unparse`` nor ``ast.dump`` writes the same in all versions of Python."""
     written: list[str] = []
     waiting: list[Any] = [tree]
     while waiting:  # no recursion: an expression may have hundreds of terms
         part = waiting.pop()
         if isinstance(part, ast.AST):
-            fields = [pair for pair in ast.iter_fields(part) if pair[1] is not None and pair[1] != []]
+            fields = [pair for pair in fields_of(part) if pair[1] is not None and pair[1] != []]
             written.append(f"{type(part).__name__}:{','.join(name for name, _ in fields)}")
             waiting += [value for _, value in reversed(fields)]
         elif isinstance(part, list):
@@ -197,10 +215,16 @@ def _normal(tree: ast.AST) -> str:
     return "\0".join(written)
 
 
-def _called(node: ast.AST) -> str:
+def last_name(node: ast.AST) -> str:
     """The last name of what is called, or of a bare decorator: ``stage`` of ``@pipeline.stage(...)``."""
     node = node.func if isinstance(node, ast.Call) else node
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def is_main(node: ast.AST) -> bool:
+    """Whether it says what happens where the file is started as a script."""
+    mains = ("__name__ == '__main__'", "'__main__' == __name__")
+    return isinstance(node, ast.If) and ast.unparse(node.test) in mains
 
 
 class _Pace(ast.NodeTransformer):
@@ -208,7 +232,7 @@ class _Pace(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         node.keywords = [keyword for keyword in node.keywords if keyword.arg not in _PACE]
-        if _called(node) in _PACE_CALLS:
+        if last_name(node) in _PACE_CALLS:
             node.args, node.keywords = [], []
         return self.generic_visit(node)
 
@@ -225,11 +249,10 @@ class _Rest(_Pace):
         return super().visit(node)
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
-        is_main = ast.unparse(node.test) in ("__name__ == '__main__'", "'__main__' == __name__")
-        return None if is_main else self.generic_visit(node)
+        return None if is_main(node) else self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
-        is_pace = isinstance(node.value, ast.Call) and _called(node.value) in _PACE_CALLS
+        is_pace = isinstance(node.value, ast.Call) and last_name(node.value) in _PACE_CALLS
         return None if is_pace else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
@@ -237,14 +260,14 @@ class _Rest(_Pace):
         call = node.value
         if (
             isinstance(call, ast.Call)
-            and _called(call) == "add_stage"
+            and last_name(call) == "add_stage"
             and list(map(_is_named, call.args[1:])) == [True]
         ):
             return None
         return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        name = _called(node)
+        name = last_name(node)
         if name == "run_sync":
             node.args, node.keywords = [], []
         elif name == "linear":

@@ -219,3 +219,36 @@ def test_with_several_processes_the_share_is_kept_in_each_and_so_in_all(
     monkeypatch.chdir(tmp_path)
     assert invoke(["check", "job.py", "in.jsonl", "--set", "answer.hedge=0.2"]) == 0
     assert "hedge = Hedge(extra=0.2, quantile=0.95)  (--set)" in capsys.readouterr().out
+
+
+def test_what_is_kept_needs_no_call_and_no_second_one(tmp_path: Path) -> None:
+    job = tmp_path / "job.py"
+    job.write_text(
+        """
+import asyncio
+from stageflow import Pipeline
+
+pipeline = Pipeline("both")
+calls = []
+
+
+@pipeline.stage(cache=True, hedge=0.1, max_in_flight=16)
+async def ask(n: int) -> int:
+    calls.append(n)
+    await asyncio.sleep(0.2 if n % 50 == 49 and calls.count(n) == 1 else 0.002)
+    return n
+"""
+    )
+    pipeline = load(str(job)).pipeline
+    calls = pipeline.plan().stages["ask"].handler.__globals__["calls"]
+    records = [{"n": n} for n in range(400)]
+    reports = []
+    for _ in range(2):
+        calls.clear()
+        out: list[dict[str, Any]] = []
+        reports.append(pipeline.run_sync(records, out, cache=str(tmp_path / "results.sqlite3")).stages["ask"])
+        assert sorted(record["ask"] for record in out) == list(range(400))
+    first, second = reports
+    assert 0 < first.hedged <= 40
+    assert calls == []
+    assert (second.cached, second.calls, second.hedged) == (400, 0, 0)

@@ -25,6 +25,7 @@ LAYERS: dict[str, int] = {
     "commit": 1,
     "counters": 1,
     "money": 1,
+    "plain": 1,
     # 2 parts
     "channel": 2,
     "graph": 2,
@@ -39,17 +40,20 @@ LAYERS: dict[str, int] = {
     # 5 edges
     "adapters": 5,
     "ledger": 5,
+    "cache": 5,
     "report": 5,
     "llm": 5,
     # 6 front
     "pipeline": 6,
     "loader": 6,
     "fingerprint": 6,
+    "caching": 6,
     "feeding": 6,
     "files": 6,
     "placing": 6,
     "forecast": 6,
     "syntax": 6,
+    "uses": 6,
     "retries": 6,
     "status": 6,
     "chaos": 6,

@@ -99,7 +99,7 @@ class Life:
 def _options(given: Mapping[str, Any]) -> list[str]:
     """The options that a run has, too, as they were typed."""
     limit = ["--limit", str(given["limit"])] if given["limit"] is not None else []
-    return [*as_typed(given), *limit, "--loop", given["loop"]]
+    return [*as_typed(given), *limit, "--no-cache", "--loop", given["loop"]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ made of parameter names, which are identifiers, and of names given here; no text
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, Final
 
 from stageflow.engine.brakes import Told
@@ -201,6 +203,34 @@ class Binder:
         """Compile ``condition(item, ctx=None)``: the stage's ``when``."""
         return self._compile(predicate, self.stage.when_parameters, each="{}")
 
+    def given(self) -> Callable[[Item], dict[str, Any]]:
+        """Compile ``given(item)``: by name, the arguments that are the item's own, as far as a result depends on them.
+
+        A field that may be missing is a list of its value or of nothing. Of ``call`` there is what the handler's own
+        code names. It raises ``KeyError`` where a field is missing.
+        """
+        facts = [(parameter.name, self._fact(parameter)) for parameter in self.stage.parameters]
+        parts = [f"{name!r}: {text}" for name, text in facts if text is not None]
+        names = {"Call": Call, "Mapping": Mapping, "binder": self}
+        compiled: Callable[[Item], dict[str, Any]] = eval(f"lambda item: {{{', '.join(parts)}}}", names)
+        return compiled
+
+    def _fact(self, parameter: Parameter) -> str | None:
+        name = parameter.name
+        match parameter.kind:
+            case "resource" | "params":
+                return None  # the same for all items
+            case "field" if not parameter.required:
+                return (
+                    f"[item.record[{name!r}]] if isinstance(item.record, Mapping) and {name!r} in item.record else []"
+                )
+            case "record" | "ctx":
+                return "item.record"
+            case "call":
+                asked = [fact for fact in ("index", "key", "outcomes") if _names(self.stage.handler, fact)]
+                return "[" + ", ".join(f"Call(item, binder).{fact}" for fact in asked) + "]"
+        return self._expression(parameter, "")
+
     def _compile(self, target: Callable[..., Any], parameters: Sequence[Parameter], *, each: str) -> Callable[..., Any]:
         text, names = self._text(target, parameters, each=each)
         own = "items" if "items" in each else "item, ctx=None"
@@ -258,3 +288,14 @@ class Binder:
                 return "Call(item, binder)"
             case "ctx":
                 return "ctx" if self.plan.context is not None else "read_only(item.record)"
+
+
+def _names(handler: Callable[..., Any], attribute: str) -> bool:
+    """Whether a function may ask for an attribute of that name; one whose code is not to be seen may."""
+    code = getattr(inspect.unwrap(handler), "__code__", None)
+    return code is None or _is_named_in(code, attribute)
+
+
+def _is_named_in(code: CodeType, attribute: str) -> bool:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return attribute in code.co_names or any(_is_named_in(each, attribute) for each in inner)

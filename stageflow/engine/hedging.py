@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Final
 
+from stageflow.engine.cached import CachingWorker
 from stageflow.engine.deadlines import SWALLOW_GRACE
 from stageflow.engine.spending import Report, Usage
 from stageflow.engine.worker import Worker
@@ -32,7 +33,7 @@ from stageflow.policies.hedging import Hedge, Hedging
 if TYPE_CHECKING:
     from stageflow.engine.pool import Pool
 
-__all__ = ["Hedges", "HedgingWorker"]
+__all__ = ["Hedges", "HedgingCachingWorker", "HedgingWorker"]
 
 Call = Callable[[Item], Awaitable[Any]]
 _Task = asyncio.Task[tuple[bool, Any]]
@@ -303,15 +304,12 @@ class _Race:
 class HedgingWorker(Worker):
     """A worker that gives its place to a second call before it takes an item."""
 
-    __slots__ = ("_hedges",)
-
-    def __init__(self, pool: Pool, hedges: Hedges) -> None:
-        super().__init__(pool)
-        self._hedges = hedges
+    __slots__ = ()
 
     def _look(self) -> tuple[Item, Awaitable[Any] | None] | None:
-        if self._hedges.wishes:
-            self._hedges.serve(self)
+        hedges = self.pool.hedges
+        if hedges is not None and hedges.wishes:
+            hedges.serve(self)
         return None if self.pool.is_crowded(self) else super()._look()
 
     async def _rest(self) -> bool:
@@ -320,3 +318,9 @@ class HedgingWorker(Worker):
             await self.pool.channel.park()
             return False
         return await super()._rest()
+
+
+class HedgingCachingWorker(HedgingWorker, CachingWorker):
+    """One that does both: a result that is kept needs no call, and so no second one."""
+
+    __slots__ = ()

@@ -172,7 +172,7 @@ class Judge:
     def _has_passed(self) -> bool:
         """Whether the handler has ever succeeded."""
         counters = self._counters
-        return counters.passed + counters.dropped > counters.degraded + counters.skipped
+        return counters.passed + counters.dropped > counters.degraded + counters.skipped + counters.cached
 
     @property
     def probation(self) -> str:

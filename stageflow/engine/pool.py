@@ -19,11 +19,12 @@ from stageflow.channel import END, Channel
 from stageflow.counters import COUNTED_TOGETHER, StageCounters
 from stageflow.engine.attempt import GONE, SKIPPED, Attempts
 from stageflow.engine.batches import BatchWorker
+from stageflow.engine.cached import CachedCalls, CachingWorker
 from stageflow.engine.crew import Crew
 from stageflow.engine.deadlines import SWALLOW_GRACE, Deadlines
 from stageflow.engine.failing import Failing
 from stageflow.engine.gate import Gate
-from stageflow.engine.hedging import Hedges, HedgingWorker
+from stageflow.engine.hedging import Hedges, HedgingCachingWorker, HedgingWorker
 from stageflow.engine.judge import Judge
 from stageflow.engine.lodging import Lodging
 from stageflow.engine.routing import Router
@@ -56,6 +57,7 @@ class Pool:
         crew: Where its tasks are.
         turn: Calls the handler for one item of a bulk after the other; see :meth:`Binder.turn`.
         pace: How many such a bulk may have.
+        cached: The calls that need not be made; ``None`` where the stage has no cache.
         reported: What handlers have told of their calls, and which of those have money set aside, till it is settled.
         spending: What the calls cost.
         hedges: Where calls that take long are made a second time, those; else ``None``.
@@ -89,6 +91,7 @@ class Pool:
         self.busy = 0
         self.hedges: Hedges | None = None
         self.lodging = Lodging(self.counters, clock, self.attend_again)
+        self.cached: CachedCalls | None = None
         self.only: Channel | None = None
         self.last = True
         self.crew = crew
@@ -194,9 +197,11 @@ class Pool:
         worker.task.add_done_callback(lambda _: self._present.pop(worker, None))
 
     def _new_worker(self) -> Worker:
+        if self.stage.batch is not None:
+            return BatchWorker(self)
         if self.hedges is not None:
-            return HedgingWorker(self, self.hedges)
-        return BatchWorker(self) if self.stage.batch is not None else Worker(self)
+            return HedgingWorker(self) if self.cached is None else HedgingCachingWorker(self)
+        return Worker(self) if self.cached is None else CachingWorker(self)
 
     def enter(self) -> None:
         """A worker turns to its next call. Peaks are at such moments, since within its turn nobody else moves."""

@@ -13,6 +13,7 @@ from stageflow.commit import Spend
 from stageflow.engine import garbage
 from stageflow.engine.attempt import Attempts, asked_for, describe
 from stageflow.engine.binding import Binder
+from stageflow.engine.cached import AskingGate, Cache, CachedCalls
 from stageflow.engine.credits import Credits
 from stageflow.engine.crew import Crew
 from stageflow.engine.fanout import fan_out
@@ -59,6 +60,7 @@ class Engine:
         debug: Tell of handlers that change values they share.
         child_setups: By name what the children of each process stage need.
         budget: The money that calls may cost; ``None``: any amount. ``spent``: what earlier runs have spent.
+        cache: Results of earlier calls; ``None``: each call is made.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Engine:
         debug: bool = False,
         budget: Budget | None = None,
         spent: Spend | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.plan = plan
         self.credits = Credits(max_open_records or plan.max_open_records)
@@ -96,6 +99,7 @@ class Engine:
         self._child_setups = child_setups or {}
         self._cancelled = False
         self._debug = debug
+        self._cache = cache
         self._targets: list[Target] = []
         self._router = Router(plan, settled, settled_many)
         self.till = Till(plan, budget=budget, before=spent, stop=self._stop_by_policy, warn=warn)
@@ -105,7 +109,8 @@ class Engine:
             pool.connect([self.pools[child] for child in plan.children[name]], straight=self._is_straight(name))
             splits = pool.only is None and not pool.last
             # Where items make others ready that are not they themselves, what a turn sends on is not known before.
-            alone = plan.stages[name].fans_out or plan.stages[name].hedge is not None
+            stage = plan.stages[name]
+            alone = stage.fans_out or stage.hedge is not None or pool.cached is not None
             pool.pace = Pace(ever=not (alone or (splits and self._router.levels)))
         self._first = [self.pools[name].channel for name in plan.first]
 
@@ -115,7 +120,8 @@ class Engine:
         # An async function is called as it is: a target around it would cost a call per record.
         called = stage.handler if stage.run == "async" or stage.fans_out else target
         purse = self.till.purses.get(stage.name)
-        gate = Gate(limiter, self._clock, purse)
+        has_cache = self._cache is not None and stage.name in self._cache.digests
+        gate = (AskingGate if has_cache else Gate)(limiter, self._clock, purse)
         binder = self._binder(stage, gate, lambda *told: pool.report(*told))
         attempts = Attempts(stage, self.plan, binder, called)
         pool = Pool(
@@ -128,6 +134,8 @@ class Engine:
             crew=self.crew,
             clock=self._clock,
         )
+        if self._cache is not None and has_cache:
+            pool.cached = CachedCalls(stage, self._cache, attempts, binder.given(), self._warn)
         pool.spending = Spending(stage, self.till, pool.counters)
         pool.spending.bar = gate.bar
         if purse is not None:

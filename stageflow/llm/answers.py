@@ -13,10 +13,23 @@ import orjson
 
 from stageflow.llm.errors import BadAnswer, Refused, Unfinished
 
-__all__ = ["Answer", "Arrived", "Embeddings", "Usage", "answer_of", "embeddings_of", "finished", "json_of", "usage_of"]
+__all__ = [
+    "Answer",
+    "Arrived",
+    "Embeddings",
+    "Usage",
+    "answer_of",
+    "embeddings_of",
+    "error_of",
+    "finished",
+    "json_of",
+    "usage_of",
+]
 
 _SAID_CHARS: Final = 300
-_SHOWN_CHARS: Final = 80
+_CODE_CHARS: Final = 80
+_SHOWN_BYTES: Final = 500
+"""Of an answer that is none: enough to see whose page it is."""
 _HEADERS: Final = (
     "retry-after",
     "retry-after-ms",
@@ -72,6 +85,11 @@ class Answer:
     data: Any = None
 
     @property
+    def tool_calls(self) -> list[Any]:
+        """The calls of tools that the model asks for, as they are in ``raw``."""
+        return self.raw["choices"][0]["message"].get("tool_calls") or []
+
+    @property
     def refusal(self) -> str | None:
         """What the model said instead of an answer, where it refused."""
         said = self.raw["choices"][0]["message"].get("refusal")
@@ -108,7 +126,7 @@ def json_of(reply: Arrived, netloc: str, host: str, masked: Callable[[str], str]
     if not isinstance(found, str):
         return found
     # From here on no variable holds the answer as it came: services quote the key.
-    raise _error(reply, found, masked(reply.body.decode("utf-8", "replace")), netloc, host)
+    raise error_of(reply, found, masked(reply.body.decode("utf-8", "replace")), netloc, host)
 
 
 def _object_in(reply: Arrived) -> dict[str, Any] | str:
@@ -126,7 +144,14 @@ def _object_in(reply: Arrived) -> dict[str, Any] | str:
     return body if isinstance(body, dict) and not body.get("error") else "no object"
 
 
-def _error(reply: Arrived, kind: str, text: str, netloc: str, host: str) -> Refused | BadAnswer:
+def error_of(reply: Arrived, kind: str, text: str, netloc: str, host: str) -> Refused | BadAnswer:
+    """The error that an answer is.
+
+    Args:
+        kind: What it is instead of an object.
+        text: What it holds, without the key.
+        netloc, host: Whom the error names.
+    """
     try:
         body = orjson.loads(text)
     except ValueError:
@@ -136,7 +161,8 @@ def _error(reply: Arrived, kind: str, text: str, netloc: str, host: str) -> Refu
         moved = ": it has moved; base_url is to say where to" if status is not None and 300 <= status < 400 else ""
         message = f"{status or 'an error'} from {netloc}{moved}{_said(body)}"
         return Refused(message, status=status, headers=headers, body=body, host=host)
-    shown = f"{text[:_SHOWN_CHARS]!r}" + ("..." if len(text) > _SHOWN_CHARS else "")
+    first = text[:_SHOWN_BYTES].encode()[:_SHOWN_BYTES].decode("utf-8", "ignore")
+    shown = f"{first!r}" + ("..." if len(text) > len(first) else "")
     return BadAnswer(
         f"{status} from {netloc}, but {kind}: {shown}", status=status, headers=headers, body=body, host=host
     )
@@ -164,7 +190,7 @@ def _said(body: Any) -> str:
     message = next((said for said in (part.get("message"), part.get("detail"), error) if isinstance(said, str)), "")
     code = part.get("code") or part.get("type")
     said = f": {message[:_SAID_CHARS]}" if message else ""
-    return f"{said} ({code[:_SHOWN_CHARS]})" if isinstance(code, str) and code not in message else said
+    return f"{said} ({code[:_CODE_CHARS]})" if isinstance(code, str) and code not in message else said
 
 
 def answer_of(raw: dict[str, Any], netloc: str, host: str) -> Answer:

@@ -5,7 +5,9 @@ The rules of a call:
 1. It is made once. What goes wrong is raised so that the stage's ``retry`` can tell what to do, and when.
 2. It takes as long as it takes: the stage's ``timeout`` cancels it, and its connection is closed then.
 3. As many are in progress as are made: the stages' ``max_in_flight`` is the limit, and nothing here is below it.
-4. What it used is reported as soon as that is known, also where the answer is refused afterwards: it was paid for.
+4. What it used is reported as soon as that is known, also where the answer is refused afterwards, or broke off behind
+   an event that said so: it was paid for.
+5. A stream is one answer that comes in parts. Nobody gets the parts; it may last as long as something comes.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from zlib import crc32
 
 import orjson
 
+from stageflow.errors import SettingError
 from stageflow.llm.answers import Answer, Embeddings, answer_of, embeddings_of, finished, json_of, usage_of
 from stageflow.llm.endpoint import Key, check_name, endpoint_of, headers_of, key_of
 from stageflow.llm.http import Http
 from stageflow.llm.limits import limits_of
 from stageflow.llm.schema import schema_of
-from stageflow.llm.wire import Reply
+from stageflow.llm.streams import Gathered
+from stageflow.llm.wire import MOST_BYTES, Reply
 
 __all__ = ["Chat"]
 
@@ -61,6 +65,13 @@ class Chat:
         headers: Sent with each call; none may hold a credential.
         heeds_limits: Report what the service says of its rate limits to the stage, which then starts no more calls than
             that. Only calls that are given ``call`` report.
+        stream: Whether answers come as streams. They are put together to what they would be in one piece, and what
+            breaks off is an error. The stage's ``timeout`` may be long then: a service that has gone silent is noticed
+            by ``idle_timeout``, and gateways that cut off silent connections see that something comes.
+        idle_timeout: So many seconds, > 0, may nothing come of a stream; from the request on, so that it is also the
+            longest that a model may think before its first word.
+        max_response_bytes: The longest answer, > 0, its head and, with a stream, the form of its events included. What
+            is longer is given up. Answers are never compressed.
 
     Raises:
         SettingError: A setting is refused; on entering, the key.
@@ -76,6 +87,9 @@ class Chat:
         api_key_header: str = "Authorization",
         headers: Mapping[str, str] | None = None,
         heeds_limits: bool = True,
+        stream: bool = False,
+        idle_timeout: float = 120.0,
+        max_response_bytes: int = MOST_BYTES,
     ) -> None:
         self._endpoint = endpoint_of(base_url)
         self._model = model
@@ -83,6 +97,13 @@ class Chat:
         check_name(api_key_header)
         self._key_header = api_key_header
         self._headers = headers_of(headers)
+        if not isinstance(idle_timeout, (int, float)) or not 0 < idle_timeout < float("inf"):
+            raise SettingError(f"idle_timeout must be seconds, more than 0, not {idle_timeout!r}")
+        if type(max_response_bytes) is not int or max_response_bytes < 1:
+            raise SettingError(f"max_response_bytes must be a positive integer, not {max_response_bytes!r}")
+        self._stream = stream
+        self._idle_timeout = float(idle_timeout)
+        self._most_bytes = max_response_bytes
         self._key = Key("")
         self._http: Http | None = None
         self._silent = 0 if heeds_limits else _SILENT
@@ -94,7 +115,13 @@ class Chat:
         if self._http is not None:
             raise TypeError("this Chat is open: use it as it is, it may be shared")
         self._key = key_of(self._variable)
-        self._http = Http(self._endpoint, self._all_headers, (_CHAT, _EMBEDDINGS))
+        self._http = Http(
+            self._endpoint,
+            self._all_headers,
+            (_CHAT, _EMBEDDINGS),
+            most_bytes=self._most_bytes,
+            idle_seconds=self._idle_timeout,
+        )
         return self
 
     async def __aexit__(
@@ -111,6 +138,7 @@ class Chat:
         call: HandlersCall | Sequence[HandlersCall] | None = None,
         schema: Mapping[str, Any] | None = None,
         must_finish: bool = False,
+        stream: bool | None = None,
         **options: Any,
     ) -> Answer:
         """Ask the model, once.
@@ -125,14 +153,17 @@ class Chat:
                 ``response_format`` of your own.
             must_finish: Raise :class:`Unfinished` where the answer is cut off by its length or by a filter, or is a
                 refusal. Without it that stands in ``finish_reason``.
-            options: Sent as they are: ``temperature``, ``max_tokens``, ``tools``, another ``model``.
+            stream: Instead of the client's. The service is asked for the usage, too (``stream_options``); one that
+                does not know that may be asked with ``stream_options=None``.
+            options: Sent as they are: ``temperature``, ``max_tokens``, ``tools``, ``seed``, another ``model``. With
+                ``n`` the other answers are in ``raw``.
 
         Raises:
             Refused: The service answered with an error; ``status``, ``headers`` and ``body`` are its own.
             Unreachable: No whole answer came.
             BadAnswer: What came is no answer; :class:`SchemaMismatch` where it does not fit the schema.
             Unfinished: See ``must_finish``.
-            TypeError: The request can't be made: it is no JSON, asks for a stream, or the client is not open.
+            TypeError: The request can't be made: it is no JSON, or the client is not open.
         """
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         request = {"model": self._model, "messages": said}
@@ -141,10 +172,11 @@ class Chat:
             wanted = schema_of(schema)
             request["response_format"] = wanted.response_format
         if options:
-            if options.get("stream"):
-                raise TypeError("complete() waits for the whole answer: leave out stream=True")
             request |= options
-        raw = await self._exchange(_CHAT, request, call)
+        gathered = None
+        if self._stream if stream is None else stream:
+            gathered = _as_stream(request)
+        raw = await self._exchange(_CHAT, request, call, gathered)
         answer = answer_of(raw, self._endpoint.netloc, self._endpoint.host)
         if wanted is not None:
             answer.data = wanted.check(finished(answer), self._endpoint.host)
@@ -173,22 +205,30 @@ class Chat:
         return embeddings_of(raw, len(given), self._endpoint.netloc, self._endpoint.host)
 
     async def _exchange(
-        self, path: str, request: Mapping[str, Any], call: HandlersCall | Sequence[HandlersCall] | None
+        self,
+        path: str,
+        request: Mapping[str, Any],
+        call: HandlersCall | Sequence[HandlersCall] | None,
+        gathered: Gathered | None = None,
     ) -> dict[str, Any]:
         """Send a request, decode its answer, and report what it used."""
         if self._http is None:
             raise TypeError("this Chat is not open: use it inside `async with`")
         body = orjson.dumps(request)
         key = None if call is None else _idempotency_key(call, body)
+        whom = self._endpoint.netloc, self._endpoint.host, self._key.masked
         began = asyncio.get_running_loop().time()
-        reply = await self._http.post(path, body, key)
-        if call is not None and self._silent < _SILENT:
-            self._tell_limits(call[0] if isinstance(call, Sequence) else call, reply, request["model"], began)
-        raw = json_of(reply, self._endpoint.netloc, self._endpoint.host, self._key.masked)
-        if call is not None and (usage := usage_of(raw)) is not None:
-            (call[0] if isinstance(call, Sequence) else call).report(
-                tokens=usage.total_tokens, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
-            )
+        try:
+            reply = await self._http.post(path, body, key, gathered)
+            if call is not None and self._silent < _SILENT:
+                self._tell_limits(_first(call), reply, request["model"], began)
+            if gathered is not None and gathered.began:
+                return gathered.whole(reply, *whom)
+        finally:
+            if gathered is not None:
+                _report(call, gathered.raw)
+        raw = json_of(reply, *whom)
+        _report(call, raw)
         return raw
 
     def _tell_limits(self, call: HandlersCall, reply: Reply, model: Any, began: float) -> None:
@@ -208,8 +248,30 @@ class Chat:
         return headers
 
 
+def _as_stream(request: dict[str, Any]) -> Gathered:
+    """Ask for a stream, and for what is to be known of it; what puts it together."""
+    request["stream"] = True
+    if request.setdefault("stream_options", {"include_usage": True}) is None:
+        del request["stream_options"]
+    choices = request.get("n")
+    return Gathered(choices if type(choices) is int else 1)
+
+
+def _report(call: HandlersCall | Sequence[HandlersCall] | None, raw: dict[str, Any]) -> None:
+    """Tell the stage what was used, where that is known."""
+    if call is not None and (usage := usage_of(raw)) is not None:
+        _first(call).report(
+            tokens=usage.total_tokens, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens
+        )
+
+
+def _first(call: HandlersCall | Sequence[HandlersCall]) -> HandlersCall:
+    """Of a batch the first one, which speaks for all."""
+    return call[0] if isinstance(call, Sequence) else call
+
+
 def _idempotency_key(call: HandlersCall | Sequence[HandlersCall], body: bytes) -> str:
-    key = (call[0] if isinstance(call, Sequence) else call).idempotency_key
+    key = _first(call).idempotency_key
     # The name of a stage is in it, and may have letters that headers have not.
     plain = key.isascii() and key.isprintable()
     return f"{key if plain else quote(key)}-{crc32(body):08x}"

@@ -5,7 +5,7 @@
     ItemError
       ServiceError              the service, not the record, is what went wrong; tried again if the stage retries, but
         Refused                   an answer with an error status: by that status, Retry-After and code
-        Unreachable               no whole answer came: refused, reset, cut off
+        Unreachable               no whole answer came: refused, reset, cut off, silent, too long
         BadAnswer                 an answer that is none: another content type, no JSON, no choices
           SchemaMismatch            the model's text is not what ``schema=`` asked for
       ResultError
@@ -60,6 +60,9 @@ class Refused(ServiceError):
 
 class Unreachable(ServiceError):
     """No whole answer came: the name is unknown, no connection, or one that broke before the end of the answer.
+
+    So it is with a stream that lacks its end, or in which nothing came for too long, and with an answer that is longer
+    than it may be.
 
     What the service did is not known; it may have done all of the work.
     """

@@ -18,7 +18,7 @@ from typing import Final
 from stageflow.llm.endpoint import Endpoint
 from stageflow.llm.errors import Unreachable
 from stageflow.llm.route import Route
-from stageflow.llm.wire import Broken, Connection, Reply, parsing, reason_of
+from stageflow.llm.wire import Broken, Connection, Reply, Taker, parsing, reason_of
 
 __all__ = ["Http"]
 
@@ -33,13 +33,24 @@ class Http:
 
     Args:
         headers: Makes what goes with each request, the key too; so there is no variable here that holds it.
+        most_bytes, idle_seconds: See :class:`~stageflow.llm.wire.Connection`.
 
     Raises:
         RequestError: The library is not installed, or the proxy is of a kind that is not spoken here.
     """
 
-    def __init__(self, endpoint: Endpoint, headers: Callable[[], Mapping[str, str]], paths: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: Callable[[], Mapping[str, str]],
+        paths: tuple[str, ...],
+        *,
+        most_bytes: int,
+        idle_seconds: float,
+    ) -> None:
         self._parsing = parsing()
+        self._most_bytes = most_bytes
+        self._idle_seconds = idle_seconds
         self._endpoint = endpoint
         self._route = Route(endpoint)
         self._heads = {path: self._head(path, headers) for path in paths}
@@ -49,8 +60,11 @@ class Http:
         self._closed = False
         _allow_connections()
 
-    async def post(self, path: str, body: bytes, idempotency_key: str | None) -> Reply:
+    async def post(self, path: str, body: bytes, idempotency_key: str | None, taker: Taker | None = None) -> Reply:
         """Send a request and wait for the end of its answer, however long that takes.
+
+        Args:
+            taker: Takes the answer, where it is a stream of events.
 
         Raises:
             Unreachable: No whole answer came.
@@ -58,7 +72,7 @@ class Http:
         more = b"" if idempotency_key is None else b"Idempotency-Key: %b\r\n" % idempotency_key.encode()
         connection = self._take() or await self._connect()
         try:
-            reply = await connection.ask(self._heads[path], more, body)
+            reply = await connection.ask(self._heads[path], more, body, taker)
         except BaseException as error:
             connection.abort()
             if not isinstance(error, Broken):
@@ -94,7 +108,7 @@ class Http:
 
     async def _connect(self) -> Connection:
         try:
-            connection = await self._route.connect(lambda: Connection(self._parsing, self._lost))
+            connection = await self._route.connect(self._make)
         except OSError as error:
             problem = self._problem(reason_of(error))
             if isinstance(error, socket.gaierror):
@@ -107,6 +121,9 @@ class Http:
             connection.abort()
             problem = self._problem("the client was closed")
         raise problem
+
+    def _make(self) -> Connection:
+        return Connection(self._parsing, self._lost, self._most_bytes, self._idle_seconds)
 
     def _lost(self, connection: Connection) -> None:
         self._idle.pop(connection, None)
@@ -128,7 +145,7 @@ class Http:
                 f"POST {target} HTTP/1.1",
                 f"Host: {self._endpoint.netloc}",
                 "User-Agent: stageflow",
-                "Accept: application/json",
+                "Accept: application/json, text/event-stream",
                 "Accept-Encoding: identity",  # answers are small, and time is what they take
                 *(f"{name}: {value}" for name, value in headers().items()),
                 *(f"{name}: {value}" for name, value in (self._route.proxy_headers() if forwarded else {}).items()),

@@ -58,6 +58,7 @@ def options_of(options: Options, place: int) -> Options:
         max_open_records=_part(options.max_open_records, options.processes, place),
         max_retry_after=options.max_retry_after,
         debug=options.debug,
+        cache=options.cache,
         grace=_NEVER_SECONDS,  # it is the fleet that gives up waiting
     )
 

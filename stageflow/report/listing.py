@@ -10,7 +10,18 @@ from stageflow.report.text import printable
 __all__ = ["describe_plan"]
 
 _ALWAYS = ("max_in_flight", "queue_size", "run", "timeout", "on_error")
-_WHERE_SET = ("retry", "hedge", "rate_limit", "batch", "when", "emit", "version", "model", "max_tokens")
+_WHERE_SET = (
+    "retry",
+    "hedge",
+    "rate_limit",
+    "batch",
+    "when",
+    "emit",
+    "version",
+    "cache",
+    "model",
+    "max_tokens",
+)
 
 
 class _Plan(Protocol):

@@ -33,6 +33,8 @@ class StageReport:
         abandoned: Calls that outlived their timeout and their cancellation, and were left behind.
         peak_in_flight, peak_depth: The most calls in progress at once, and the most items waiting in its channel.
         run: Where the handler runs, as in the stage's setting: it decides whether more workers could help.
+        calls: Calls that were made, later attempts included. ``cached``: items whose result was in the cache, and for
+            which none was; ``None`` where the stage has no cache.
     """
 
     name: str
@@ -66,6 +68,8 @@ class StageReport:
     over: int = 0
     hedged: int = 0
     hedges_won: int = 0
+    calls: int = 0
+    cached: int | None = None
 
     @classmethod
     def of(
@@ -79,8 +83,9 @@ class StageReport:
         peak_depth: int,
         seconds: float,
         run: str = "async",
+        caches: bool = False,
     ) -> StageReport:
-        """The report of a stage that ran for ``seconds``."""
+        """The report of a stage that ran for ``seconds``, with a cache or without."""
         worker_seconds = max(seconds * max_in_flight, 1e-9)
         busy = min(1.0, counters.busy_seconds / worker_seconds)
         blocked = min(1.0 - busy, counters.blocked_seconds / worker_seconds)
@@ -117,6 +122,8 @@ class StageReport:
             over=counters.over,
             hedged=counters.hedged,
             hedges_won=counters.hedges_won,
+            calls=counters.made,
+            cached=counters.cached if caches else None,
         )
 
 

@@ -23,8 +23,8 @@ def summary_text(report: RunReport, *, width: int = 100) -> str:
     parts = ["\n".join(_head(report))]
     if report.stages:
         parts += tables(list(report.stages.values()), width)
-    if costs := cost_lines(report):
-        parts.append("\n".join(costs))
+    if lines := [*_cache_lines(report), *cost_lines(report)]:
+        parts.append("\n".join(lines))
     return "\n\n".join([*parts, bottleneck(report)])
 
 
@@ -51,3 +51,13 @@ def _head(report: RunReport) -> list[str]:
     if report.stopped is not None:
         lines.append(f"stopped: {printable(report.stopped)}")
     return lines
+
+
+def _cache_lines(report: RunReport) -> list[str]:
+    """For each stage with a cache, how much of its work was done before."""
+    return [
+        f"{printable(stage.name)}: {count(stage.cached)} of {count(stage.received)} from the cache, "
+        f"{counted(stage.calls, 'call')}"
+        for stage in report.stages.values()
+        if stage.cached is not None
+    ]

@@ -52,6 +52,7 @@ def _item_columns(stages: Sequence[StageReport]) -> list[_Column]:
     always = {"received", "passed", "dead"}
     kinds: dict[str, list[int]] = {
         "received": [stage.received for stage in stages],
+        "cached": [stage.cached or 0 for stage in stages],
         "passed": [stage.passed for stage in stages],
         "degraded": [stage.degraded for stage in stages],
         "skipped": [stage.skipped for stage in stages],

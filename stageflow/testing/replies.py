@@ -28,6 +28,8 @@ __all__ = [
 
 _JSON: Final = "application/json"
 _EVENTS: Final = "text/event-stream; charset=utf-8"
+_BROKEN_OFF: Final = {"reset_body": "reset", "cut_body": "close", "stall": "hang"}
+"""Faults within the body, and what becomes of the connection there."""
 
 
 @dataclass(slots=True)
@@ -53,8 +55,8 @@ class Delivery:
 
     Args:
         pieces: Written one after the other, each ``pause`` seconds after the one before.
-        ending: What becomes of the connection: ``"keep"``, ``"close"``, ``"reset"``, or ``"hang"``: nothing is ever
-            said.
+        ending: What becomes of the connection: ``"keep"``, ``"close"``, ``"reset"``, or ``"hang"``: nothing more is
+            ever said.
     """
 
     pieces: list[bytes] = field(default_factory=list)
@@ -185,16 +187,21 @@ def deliver(reply: Reply, fault: Fault | None, *, close: bool, token_seconds: fl
     elif do == "truncated_json":
         assert fault is not None
         _truncate(reply, fault)
+    elif do == "error_event":
+        assert fault is not None
+        _break_off(reply, fault)
+    elif do == "no_done" and reply.events is not None:
+        reply.events = reply.events[:-1]
     if reply.events is None:
         parts = [reply.body]
         head = response_head(reply.status, reply.content_type, len(reply.body), reply.headers, close=close)
     else:
         parts = [*map(chunk, reply.events), b"0\r\n\r\n"]
         head = response_head(reply.status, reply.content_type, None, reply.headers, close=close)
-    if do in ("reset_body", "cut_body"):
+    if do in _BROKEN_OFF:
         assert fault is not None
         sent = _first(parts, fault.at)
-        return Delivery([head + b"".join(sent)], ending="reset" if do == "reset_body" else "close")
+        return Delivery([head + b"".join(sent)], ending=_BROKEN_OFF[do])
     ending = "close" if close else "keep"
     if do == "slow_body":
         assert fault is not None
@@ -230,3 +237,13 @@ def _truncate(reply: Reply, fault: Fault) -> None:
         kept = max(1, min(int(len(reply.events) * fault.at), finish - 1))
         cut = reply.events[kept]
         reply.events = [*reply.events[:kept], *([] if fault.clean else [cut[: len(cut) // 2]])]
+
+
+def _break_off(reply: Reply, fault: Fault) -> None:
+    """An error in the place of what is still to come, as of a service that finds out late."""
+    message = fault.message or "The server had an error while processing your request"
+    error = error_reply(200, "server_error", fault.code, message).body
+    if reply.events is None:
+        reply.body = error
+    else:
+        reply.events = [*reply.events[: max(1, int((len(reply.events) - 1) * fault.at))], b"data: %b\n\n" % error]

@@ -44,6 +44,7 @@ _UNANSWERED: Final = {
 }
 _BROKEN: Final = frozenset(
     {"reset_before", "reset_after", "reset_body", "cut_body", "truncated_json", "invalid_json", "content_type"}
+    | {"stall", "error_event", "no_done"}
 )
 """Outcomes of which no client can know the usage, or should look for it."""
 _GOOD: Final = ("ok", "slow_body")

@@ -8,12 +8,25 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CHOICE", "KEY", "VARIABLE", "Asked", "answering", "listening", "on", "reply"]
+__all__ = [
+    "CERTIFICATE",
+    "CHOICE",
+    "KEY",
+    "VARIABLE",
+    "Asked",
+    "answering",
+    "listening",
+    "localhost_tls",
+    "on",
+    "reply",
+]
 
 VARIABLE, KEY = "SOME_SERVICES_SECRET", 'sk-live-4f"9a\\7c2e-abcdefgh'
 """A key with what JSON and repr write in other ways."""
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
 CHOICE: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
 
 
@@ -48,6 +61,13 @@ def reply(body: Any, status: int = 200, **headers: str) -> bytes:
     named |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"HTTP/1.1 {status} OK", *(f"{name}: {value}" for name, value in named.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1") + data
+
+
+def localhost_tls() -> ssl.SSLContext:
+    """For a server that is localhost, to whom trusts its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE)
+    return context
 
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]

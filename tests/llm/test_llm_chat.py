@@ -344,9 +344,9 @@ class TestConnections:
     def test_what_can_not_be_asked_is_a_mistake_of_the_job(self) -> None:
         async def work() -> None:
             async with TestServer() as server, Chat(base_url=server.url, model="m") as chat:
-                for options in ({"stream": True}, {"stop": object()}):
+                for stream in (True, False):
                     with pytest.raises(TypeError):
-                        await chat.complete("q", **options)
+                        await chat.complete("q", stream=stream, stop=object())
                 assert server.stats.calls == 0
 
         on("asyncio", work)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
-import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import CHOICE, answering, listening, on, reply
+from scripted import CERTIFICATE, CHOICE, answering, listening, localhost_tls, on, reply
 
 from stageflow import RequestError
 from stageflow.llm import Chat, Unreachable
@@ -265,52 +261,34 @@ class TestProxies:
         on(loop, work)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost and its key, in one file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl, which makes the certificate, is not installed")
-    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", "-", "-out", "-"]
-    path.write_bytes(subprocess.run([*command, *names], check=True, capture_output=True, timeout=60).stdout)
-    return path
-
-
 @asynccontextmanager
-async def serving_tls(certificate: Path) -> AsyncIterator[int]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
+async def serving_tls() -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(ANSWER)
         await reader.read()
 
-    async with listening(serve, context) as port:
+    async with listening(serve, localhost_tls()) as port:
         yield port
 
 
 class TestTls:
     @pytest.mark.parametrize("loop", LOOPS)
-    def test_a_certificate_that_the_environment_trusts(
-        self, loop: str, certificate: Path, proxied: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_certificate_that_the_environment_trusts(self, loop: str, proxied: pytest.MonkeyPatch) -> None:
         async def work() -> None:
-            async with serving_tls(certificate) as port:
+            async with serving_tls() as port:
                 settings = {"base_url": f"https://localhost:{port}/v1", "model": "m"}
                 async with Chat(**settings) as chat:
                     with pytest.raises(Unreachable, match="self-signed"):
                         await chat.complete("q")
-                proxied.setenv("SSL_CERT_FILE", str(certificate))
+                proxied.setenv("SSL_CERT_FILE", str(CERTIFICATE))
                 async with Chat(**settings) as chat:
                     assert (await chat.complete("q")).text == "hi"
 
         on(loop, work)
 
     @pytest.mark.parametrize("loop", LOOPS)
-    def test_through_a_tunnel(self, loop: str, certificate: Path, proxied: pytest.MonkeyPatch) -> None:
+    def test_through_a_tunnel(self, loop: str, proxied: pytest.MonkeyPatch) -> None:
         async def work() -> None:
             wishes = []
 
@@ -327,8 +305,8 @@ class TestTls:
 
                 await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
 
-            async with serving_tls(certificate) as port, listening(proxy) as door:
-                proxied.setenv("SSL_CERT_FILE", str(certificate))
+            async with serving_tls() as port, listening(proxy) as door:
+                proxied.setenv("SSL_CERT_FILE", str(CERTIFICATE))
                 proxied.setenv("HTTPS_PROXY", f"http://127.0.0.1:{door}")
                 async with Chat(base_url="https://localhost:7777/v1", model="m") as chat:
                     assert (await chat.complete("q")).text == "hi"

@@ -329,6 +329,66 @@ def test_a_stream_with_an_event_that_is_no_json(on_loop: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_body_that_stalls_is_never_whole(on_loop: Any, body: bytes, at: float) -> None:
+    async def main() -> None:
+        async with TestServer(fault("stall", at=at)) as server:
+            async with connected(server) as client:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await client.ask(request(body))
+                assert server.stats.in_flight == 1
+            await until(lambda: server.stats.in_flight == 0)
+            assert server.stats.outcomes == {"stall": 1}
+            assert (server.stats.tokens_out, server.stats.lost_tokens_out) == (0, 16)
+
+    on_loop(main)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1.0])
+def test_a_stream_that_breaks_off_with_an_error(on_loop: Any, at: float) -> None:
+    async def main() -> None:
+        script = fault("error_event", at=at, code="overloaded", message="no more")
+        async with TestServer(script) as server, connected(server) as client:
+            _, _, body = await client.ask(request(STREAM))
+            *good, last = [json.loads(each.removeprefix("data: ")) for each in body.decode().split("\n\n")[:-1]]
+            assert last == {
+                "error": {"message": "no more", "type": "server_error", "param": None, "code": "overloaded"}
+            }
+            assert good
+            assert all("choices" in each for each in good)
+            assert (await client.ask(request(STREAM)))[2].endswith(b"data: [DONE]\n\n"), "the connection is kept"
+            assert server.stats.outcomes == {"error_event": 1, "ok": 1}
+            assert server.stats.lost_tokens_out == 16
+
+    on_loop(main)
+
+
+def test_an_error_where_an_answer_should_be(on_loop: Any) -> None:
+    async def main() -> None:
+        async with TestServer(fault("error_event")) as server, connected(server) as client:
+            status, _, body = await client.ask(request())
+            assert status == 200
+            assert json.loads(body)["error"]["type"] == "server_error"
+
+    on_loop(main)
+
+
+def test_a_stream_that_does_not_say_that_it_is_done(on_loop: Any) -> None:
+    async def main() -> None:
+        async with TestServer(fault("no_done")) as server, connected(server) as client:
+            short = (await client.ask(request(STREAM)))[2]
+            assert b"[DONE]" not in short
+            assert b'"finish_reason":"stop"' in short
+            assert b'"usage"' in short
+            assert (await client.ask(request(STREAM)))[2].endswith(b"data: [DONE]\n\n")
+            assert server.stats.outcomes == {"no_done": 1, "ok": 1}
+            assert server.stats.tokens_out == server.stats.lost_tokens_out == 16
+
+    on_loop(main)
+
+
+@pytest.mark.parametrize("body", [BODY, STREAM], ids=["whole", "stream"])
 def test_a_wrong_content_type(on_loop: Any, body: bytes) -> None:
     async def main() -> None:
         async with TestServer(fault("content_type")) as server, connected(server) as client:
