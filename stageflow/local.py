@@ -25,6 +25,9 @@ from stageflow.work import StageAccount, WorkRequest
 
 __all__ = ["LocalWork"]
 
+_SPARED = 32
+"""The part, one in so many, of the records that may be open which may wait for others before they are written."""
+
 
 class LocalWork:
     """Records of a source through the engine to an output; see :class:`stageflow.work.Work`.
@@ -106,6 +109,7 @@ class LocalWork:
             engine.till.changed = recorder.spent
         self.max_open = engine.credits.limit
         recorder.release = engine.release
+        recorder.spare = engine.credits.limit // _SPARED
         recorder.verdict = lambda stage: engine.pools[stage].judge.probation
         recorder.watch = failure_watch(options.max_failure_rate, request.stop)
         self._feeder = Feeder(

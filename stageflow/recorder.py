@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
+from math import inf
 from typing import Any, Final
 
 from stageflow.commit import Commit, InputMark, Spend
@@ -32,6 +33,9 @@ _WORTHWHILE: Final = 64
 _PATIENCE: Final = 16
 """Turns of the loop in which to wait for those."""
 
+_MOMENT: Final = 0.005
+"""Seconds between the beginnings of two commits, where few records settle meanwhile."""
+
 _QUIET_TURNS: Final = 8
 """Turns of the loop without one more record after which a commit for a ledger is as large as it will be."""
 
@@ -40,7 +44,9 @@ class Recorder:
     """Takes settled items on the loop and writes what they came to, in one task, a commit at a time.
 
     One commit is being written at a time; what settles meanwhile is the next one. So at low rates every record is
-    written at once, and under a slow output commits grow by themselves. A record keeps its credit until its commit has
+    written at once, and under a slow output commits grow by themselves. Where very many calls are in progress some end
+    in every turn of the loop, and a commit for each turn would cost as much as the calls do: then there is a moment
+    between two commits. A record keeps its credit until its commit has
     been written, and that is how a slow output holds back the source. Only one that failed and waits for the verdict on
     its stage gives its credit back before: it would hold back the very records by which that is reached.
 
@@ -57,6 +63,9 @@ class Recorder:
         retrying: Records of earlier dead letters come in, too.
         upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
             where none of them will be tried again.
+
+    Attributes:
+        spare: Fewer records than that may wait a moment for more to be written with.
     """
 
     def __init__(
@@ -94,6 +103,8 @@ class Recorder:
         self._early: dict[int, Item] = {}
         self._more = asyncio.Event()
         self._closed = False
+        self._enough = 1
+        self._began_at = -inf
         self._make_all = bulk_maker(plan, encode, sized=sized)
         # A record that has children, or is tried again, is never the ordinary one: those are told apart once, here.
         self._unusual = retrying or any(stage.fans_out for stage in plan.stages.values())
@@ -101,6 +112,7 @@ class Recorder:
         self._marks: list[InputMark] = []
         self._secrets = secrets_of(os.environ)
         self.retried = 0
+        self.spare = 0
         self.release: Callable[[int], None] = lambda count: None
         self.watch: Callable[[int, int], None] = lambda dead, settled: None
         self.verdict: Callable[[str], str] = lambda stage: "cleared"
@@ -128,7 +140,7 @@ class Recorder:
             self._early[item.index] = item
             while self._expected and self._expected[0] in self._early:
                 self._settled.append(self._early.pop(self._expected.popleft()))
-        if not self._more.is_set():
+        if len(self._settled) >= self._enough and not self._more.is_set():
             self._more.set()
 
     def settled_many(self, items: Sequence[Item]) -> None:
@@ -162,9 +174,26 @@ class Recorder:
             await self._more.wait()
             self._more.clear()
             while self._settled or self._spent:
-                await self._gather()
+                if not await self._wait_a_moment():
+                    await self._gather()
+                self._began_at = asyncio.get_running_loop().time()
                 await self._write_commit()
         await self._write_commit()  # what waited for a verdict until now, and the last marks
+
+    async def _wait_a_moment(self) -> bool:
+        """Where the last commit has only just begun, let a few records wait for more. True where they did."""
+        loop, until = asyncio.get_running_loop(), self._began_at + _MOMENT
+        if self._closed or self._spent or len(self._settled) >= self.spare or loop.time() >= until:
+            return False
+        self._more.clear()
+        self._enough = self.spare
+        timer = loop.call_at(until, self._more.set)
+        try:
+            await self._more.wait()
+        finally:
+            self._enough = 1
+            timer.cancel()
+        return True
 
     async def _gather(self) -> None:
         """Let others run while they settle more: a commit costs several times what a turn of the loop does.

@@ -52,9 +52,11 @@ def dead(index: int, *, reentry: Reentry | None = None) -> Item:
     return made
 
 
-def record(feed: Callable[[Recorder], Any], **options: Any) -> tuple[Output, RunCounters, list[tuple[float, int]]]:
+def record(
+    feed: Callable[[Recorder], Any], *, output: Output | None = None, **options: Any
+) -> tuple[Output, RunCounters, list[tuple[float, int]]]:
     """What a recorder made of what ``feed`` handed it; and when it gave back how many credits."""
-    output, counters, released = Output(), RunCounters(), []
+    output, counters, released = output or Output(), RunCounters(), []
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -201,3 +203,45 @@ def test_an_endless_trickle_is_written_all_the_same() -> None:
     output, _, _ = record(feed)
     assert [ordinal for commit in output.commits for ordinal in commit.ordinals] == list(range(100))
     assert 10 <= len(output.commits[0].ordinals) <= 20
+
+
+# Where records may wait a moment
+
+
+def trickle(spare: int, gaps: list[float], *, rest: float = 0.1) -> tuple[list[float], list[list[int]]]:
+    """Commits of records that settle so many seconds after one another: when each began, and what is in it."""
+
+    async def feed(recorder: Recorder) -> None:
+        recorder.spare = spare
+        for index, gap in enumerate(gaps):
+            await asyncio.sleep(gap)
+            recorder.settled(item(index))
+        await asyncio.sleep(rest)
+
+    class AtOnce(Output):
+        async def write(self, commit: Commit) -> None:
+            self.times.append(round(asyncio.get_running_loop().time(), 6))
+            self.commits.append(commit)
+
+    output, _, released = record(feed, output=AtOnce())
+    assert [round(time, 6) for time, _ in released] == output.times
+    return output.times, [list(commit.ordinals) for commit in output.commits]
+
+
+def test_between_two_commits_of_few_records_is_a_moment() -> None:
+    times, commits = trickle(8, [0.0] + [0.0012] * 9)
+    assert (times, commits) == ([0.0, 0.005, 0.01, 0.015], [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]])
+
+
+def test_many_records_wait_for_no_moment() -> None:
+    times, commits = trickle(3, [0.0] + [0.001] * 6)
+    assert (times, commits) == ([0.0, 0.003, 0.006], [[0], [1, 2, 3], [4, 5, 6]])
+
+
+def test_at_low_rates_and_where_none_may_wait_each_record_is_written_at_once() -> None:
+    assert trickle(8, [0.0, 0.006, 0.006]) == ([0.0, 0.006, 0.012], [[0], [1], [2]])
+    assert trickle(0, [0.0, 0.001, 0.001]) == ([0.0, 0.001, 0.002], [[0], [1], [2]])
+
+
+def test_the_end_of_the_run_ends_the_moment() -> None:
+    assert trickle(8, [0.0, 0.001], rest=0.001) == ([0.0, 0.002], [[0], [1]])

@@ -186,7 +186,11 @@ class CachingWorker(Worker):
             if value is not MISSING and not item.closed:
                 await self._go_on(item, value)
                 return False
-        return await super().may_begin(item)
+        return super().passes(item) or await super().may_begin(item)
+
+    def passes(self, item: Item) -> bool:
+        """Never before the item's result was sought."""
+        return False
 
     async def _find(self, item: Item, key: bytes) -> Any:
         try:
@@ -209,16 +213,14 @@ class CachingWorker(Worker):
             if not pool.only.try_send(item):
                 pool.lodging.add(item, pool.only, pool.clock())
 
-    def _conclude(self, item: Item, value: Any, began: float) -> Awaitable[None] | None:
+    def _conclude(self, item: Item, value: Any, seconds: float, now: float) -> Awaitable[None] | None:
         """A call has ended: keep what it gave before the item goes on."""
         kept = self._cached.worth(item, value) if self.key is not None else None
         if kept is None:
-            return super()._conclude(item, value, began)
-        return self._keep(item, value, began, kept)
+            return super()._conclude(item, value, seconds, now)
+        return self._keep(item, value, seconds, kept)
 
-    async def _keep(self, item: Item, value: Any, began: float, kept: bytes) -> None:
-        clock = self.pool.clock
-        seconds = clock() - began
+    async def _keep(self, item: Item, value: Any, seconds: float, kept: bytes) -> None:
         self.since = inf  # what follows is no part of the call, nor of its timeout
         self.forgive()
         assert self.key is not None, "something to keep, and no key"
@@ -227,5 +229,5 @@ class CachingWorker(Worker):
         except asyncio.CancelledError:
             self.pool.counters.cancelled += 1
             raise
-        if (parting := super()._conclude(item, value, clock() - seconds)) is not None:
+        if (parting := super()._conclude(item, value, seconds, self.pool.clock())) is not None:
             await parting

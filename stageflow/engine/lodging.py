@@ -21,14 +21,18 @@ class Lodging:
     """The items of one stage that stand in the line before the channel below; to that line a turn for each of them.
 
     Args:
-        freed: Called when one of them has been let in.
+        own: The channel of the stage itself.
+        freed: Called when one of them has been let in, and nobody is on the way to look at that channel.
 
     Attributes:
         since: When each of them came, in the order in which they will be let in.
     """
 
-    def __init__(self, counters: StageCounters, clock: Callable[[], float], freed: Callable[[], None]) -> None:
+    def __init__(
+        self, own: Channel, counters: StageCounters, clock: Callable[[], float], freed: Callable[[], None]
+    ) -> None:
         self.since: deque[float] = deque()
+        self._own = own
         self._counters = counters
         self._clock = clock
         self._freed = freed
@@ -36,7 +40,6 @@ class Lodging:
     def add(self, item: Item, channel: Channel, now: float) -> None:
         """Leave an item in the line of a full channel."""
         self.since.append(now)
-        self._counters.blocked += 1
         channel.line.append((item, self))
 
     def done(self) -> bool:
@@ -45,12 +48,11 @@ class Lodging:
 
     def set_result(self, result: None) -> None:
         """The first of them was let in."""
-        self._counters.blocked -= 1
         self._counters.blocked_seconds += self._clock() - self.since.popleft()
-        self._freed()
+        if not self._own.attended:
+            self._freed()
 
     def close(self) -> None:
         """The run is over: none of them will be let in any more."""
-        self._counters.blocked -= len(self.since)
         self._counters.blocked_seconds += len(self.since) * self._clock() - sum(self.since)
         self.since.clear()

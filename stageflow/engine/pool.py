@@ -76,6 +76,7 @@ class Pool:
         clock: Callable[[], float],
     ) -> None:
         self.stage = stage
+        self.name = stage.name
         self.channel = channel
         self.attempts = attempts
         self.batch_call = batch_call
@@ -90,7 +91,7 @@ class Pool:
         self.workers = 0
         self.busy = 0
         self.hedges: Hedges | None = None
-        self.lodging = Lodging(self.counters, clock, self.attend_again)
+        self.lodging = Lodging(channel, self.counters, clock, self.attend_again)
         self.cached: CachedCalls | None = None
         self.only: Channel | None = None
         self.last = True
@@ -124,6 +125,11 @@ class Pool:
     def received(self) -> int:
         """Items that were taken from the channel, by the channel's own count."""
         return self.channel.sent - sum(item is not END for item in self.channel.items)
+
+    @property
+    def blocked(self) -> int:
+        """Items that were finished and have no room below."""
+        return self.counters.blocked + len(self.lodging.since)
 
     @property
     def cancelled(self) -> bool:
@@ -185,7 +191,7 @@ class Pool:
     def attend_again(self) -> None:
         """A place has become free for a worker: an item has found room below, or a second call is over."""
         channel = self.channel
-        if self.workers and (channel.items or channel.again) and not (channel.attended or self.cancelled):
+        if self.workers and (channel.items or channel.again) and not (channel.attended or self.crew.cancelled):
             self.attend()
 
     def start_worker(self) -> None:

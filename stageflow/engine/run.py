@@ -311,7 +311,7 @@ class Engine:
                 queue_size=pool.stage.queue_size,
                 in_flight=pool.counters.in_flight,
                 queued=min(pool.channel.qsize(), pool.stage.queue_size),
-                blocked=pool.counters.blocked,
+                blocked=pool.blocked,
                 passed=pool.counters.passed,
                 dead=pool.counters.dead,
                 waiting=pool.counters.waiting,

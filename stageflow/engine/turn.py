@@ -4,7 +4,7 @@
   counters, a wake-up. So a worker takes as many items as there are and fit below, calls the handler for one after the
   other, and does all that once, for the whole bulk. Nobody else runs meanwhile, so nobody sees it half done.
 * The bulk is driven by one ``send``. Where a call waits after all, that is seen at once: what was finished moves on,
-  what was not begun goes back to the front of the channel, and the worker waits for the rest of that one call.
+  what was not begun stays in the channel, and the worker waits for the rest of that one call.
 * A handler that waited will probably wait again: its items are taken one at a time, without the machinery of a bulk,
   and only now and then is it tried whether they still wait.
 * A turn takes about a millisecond at the most, by what the last ones took, and between two turns others run.
@@ -96,15 +96,14 @@ def begun(turn: Coroutine[Any, Any, Any]) -> Any:
 def _rest_of(turn: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
     """Await a coroutine that was begun by hand, and that waits for what its ``send`` has given."""
     try:
-        while True:
-            try:
-                given = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - it is thrown in where it would have been
-                waits_for = turn.throw(error)
-            else:
-                waits_for = turn.send(given)
-    except StopIteration as end:
-        return end.value
+        yield waits_for
+    except BaseException as error:  # noqa: BLE001 - it is thrown in where it would have been
+        try:
+            waits_for = turn.throw(error)
+        except StopIteration as end:
+            return end.value
+        return (yield from _rest_of(turn, waits_for))
+    return (yield from turn)
 
 
 async def _returns(value: Any) -> Any:

@@ -76,6 +76,7 @@ class Worker:
         """A worker's life: turns, and between them one call after the other."""
         pool, channel, gate, lodging = self.pool, self.pool.channel, self.pool.gate, self.pool.lodging
         pace, clock, invoke, most = pool.pace, pool.clock, pool.attempts.invoke, pool.stage.max_in_flight
+        parked, lodged = channel.parked, lodging.since
         CURRENT_STAGE.set(pool.stage.name)
         channel.attended -= 1  # it was on this worker's account while it was on its way
         while True:
@@ -84,12 +85,14 @@ class Worker:
                     return
                 continue
             item, call = found
+            now = clock()
             while True:
-                if not channel.attended and (channel.parked or pool.workers < most):
+                if not channel.attended and (parked or pool.workers < most):
                     pool.attend()
-                if call is not None or not (gate.shut or item.closed or self.permitted) or await self.may_begin(item):
+                at_once = call is not None or not (gate.shut or item.closed or self.permitted) or self.passes(item)
+                if at_once or await self.may_begin(item):
                     self.items = item
-                    self.since = began = clock()
+                    self.since = began = now if at_once else clock()
                     try:
                         value = await (invoke(item) if call is None else call)
                     except BaseException as error:  # noqa: BLE001 - the handler is foreign code; Failing sorts it out
@@ -98,9 +101,11 @@ class Worker:
                         value = await pool.failing.outcome(item, error, worker=self)
                     if self.abandoned:
                         return
-                    if (parting := self._conclude(item, value, began)) is not None:
+                    now = clock()
+                    if (parting := self._conclude(item, value, now - began, now)) is not None:
                         await parting
-                if pace.alone <= 0 or (lodging.since and pool.is_crowded(self)):
+                        now = clock()
+                if pace.alone <= 0 or (lodged and pool.busy + len(lodged) > most):
                     break
                 if (following := channel.try_next()) is None:
                     break
@@ -138,12 +143,10 @@ class Worker:
             return await pool.dismiss(self)
         return False
 
-    def _conclude(self, item: Item, value: Any, began: float) -> Awaitable[None] | None:
+    def _conclude(self, item: Item, value: Any, seconds: float, now: float) -> Awaitable[None] | None:
         """A call has ended: count it, and send the item on. Where that may have to wait, what is to be awaited."""
         pool, counters = self.pool, self.pool.counters
         self.since = inf
-        now = pool.clock()
-        seconds = now - began
         counters.calls.append(seconds)
         pool.pace.made_alone(seconds)
         if self.timed_out:
@@ -156,10 +159,10 @@ class Worker:
         if value.__class__ is Exit or item.closed:
             return pool.depart(item, value)
         counters.passed += 1
-        item.results[pool.stage.name] = value
-        if pool.only is not None:
-            if not pool.only.try_send(item):
-                pool.lodging.add(item, pool.only, now)
+        item.results[pool.name] = value
+        if (only := pool.only) is not None:
+            if not only.try_send(item):
+                pool.lodging.add(item, only, now)
         elif pool.last:
             pool.router.leave(item)
         else:
@@ -183,11 +186,15 @@ class Worker:
             self.pool.busy -= 1
             self.pool.counters.in_flight -= 1
 
+    def passes(self, item: Item) -> bool:
+        """Whether the item's call may begin at a gate that is shut, and nothing has to be waited for."""
+        return not (item.closed or self.permitted) and self.pool.gate.pass_at_once()
+
     async def may_begin(self, item: Item) -> bool:
         """Wait for leave to begin the item's call. False where there is none to be made, and the item has left."""
         pool, gate = self.pool, self.pool.gate
         if gate.shut and not item.closed:
-            if not self.permitted and not gate.pass_at_once():
+            if not self.permitted:
                 await self.pass_gate([item])
                 self.permitted = not gate.barred
             if gate.barred:
@@ -206,27 +213,27 @@ class Worker:
 
         Returns:
             ``None`` where all of them have gone on. Else the first that could not, and what is left of its call, which
-            is nothing where it was not begun; what came after it is in the channel again.
+            is nothing where it was not begun; what comes after it stays in the channel.
         """
         pool = self.pool
-        channel, pace = pool.channel, pool.pace
-        bulk = channel.take(size)
+        channel, pace, clock = pool.channel, pool.pace, pool.clock
+        bulk = channel.first(size)
         each = iter(bulk)
-        began = pool.clock()
+        began = clock()
         left = begun(pool.turn(bulk, each))
-        seconds = pool.clock() - began
+        seconds = clock() - began
         self.spent += seconds
         odd: tuple[Item, Awaitable[Any] | None] | None = None
-        finished = bulk
         if left is None:
+            finished = channel.take(size)
             pace.went_through(size, seconds)
         else:
             place = size - length_hint(each) - 1
-            odd = bulk[place], None if left is CLOSED else left
-            finished = bulk[:place]
-            channel.give_back(bulk[place + 1 :])
-            bulk.clear()
             size = place + (left is not CLOSED)
+            odd = bulk[place], None if left is CLOSED else left
+            bulk.clear()
+            finished = channel.take(place + 1)
+            finished.pop()
             pace.broke_off(place, seconds)
         if pool.last:
             channel.refill()  # who feeds comes before who writes, and those below before those above

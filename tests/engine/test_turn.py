@@ -72,15 +72,16 @@ def items(*numbers: int) -> list[Item]:
     return [Item(number, {}, 1) for number in numbers]
 
 
-def test_what_is_given_back_comes_first() -> None:
+def test_what_is_not_taken_stays_where_it_is() -> None:
     async def main() -> None:
         channel = Channel(4, 1)
         channel.put_all(items(1, 2, 3))
-        taken = channel.take(channel.reach(10))
+        assert [item.index for item in channel.first(channel.reach(10))] == [1, 2, 3]
+        assert [item.index for item in channel.first(2)] == [1, 2]
+        assert [item.index for item in channel.take(1)] == [1]
         channel.put_all(items(4))
-        channel.give_back(taken[1:])
         assert [item.index for item in channel.take(3)] == [2, 3, 4]
-        assert (channel.sent, channel.peak_depth) == (4, 3)
+        assert (channel.sent, channel.peak_depth, list(channel.items)) == (4, 3, [])
 
     run_virtual(main())
 
@@ -108,8 +109,7 @@ def test_who_waits_is_let_in_up_to_the_bound() -> None:
             for item in items(4, 5, 6):
                 group.create_task(channel.send(item))
             await asyncio.sleep(1)
-            taken = channel.take(2)
-            channel.give_back(taken[1:])
+            channel.take(1)
             channel.refill()
             assert [item.index for item in channel.items if item is not END] == [2, 3, 4]
             channel.take(3)
@@ -161,6 +161,33 @@ def test_permits_that_are_there_are_taken_at_once_and_nobody_is_overtaken() -> N
     run_virtual(main())
 
 
+def test_a_permit_that_is_taken_at_once_counts_as_used() -> None:
+    async def main() -> None:
+        clock = asyncio.get_running_loop().time
+        limiter = Limiter(RateLimit(per_second=4, burst=2), clock)
+        gate = Gate(limiter, clock)
+        assert [gate.pass_at_once() for _ in range(3)] == [True, True, False]
+        await asyncio.sleep(1)
+        assert limiter.take_use() == (0.5, False)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1])
+def test_a_limit_holds_for_calls_made_alone(seconds: float) -> None:
+    times: list[float] = []
+
+    async def ask(x: int) -> int:
+        times.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(seconds)
+        return x
+
+    pipeline = Pipeline("limited")
+    pipeline.add_stage("s", ask, rate_limit=RateLimit(per_second=2, burst=4), max_in_flight=8)
+    run_virtual(pipeline.run([{"x": number} for number in range(10)], []))
+    assert times == [0.0] * 4 + [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
 def test_a_limit_holds_for_calls_that_do_not_wait() -> None:
     times: list[float] = []
 
@@ -175,6 +202,25 @@ def test_a_limit_holds_for_calls_that_do_not_wait() -> None:
 
 
 # Handlers
+
+
+@pytest.mark.parametrize("gives", [True, False])
+def test_a_call_begun_in_a_turn_may_clean_up_after_its_timeout(gives: bool) -> None:
+    async def cleans_up(x: int) -> int:
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+            await asyncio.sleep(1)
+            if not gives:
+                raise
+        return x
+
+    pipeline = Pipeline("cleans up")
+    pipeline.add_stage("s", cleans_up, timeout=5.0)
+    report, output, dead = run(pipeline, 1)
+    assert report.seconds == 7.0
+    assert ([record["s"] for record in output], len(dead)) == (([0], 0) if gives else ([], 1))
 
 
 def run(pipeline: Pipeline, count: int, **options: Any) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
