@@ -10,7 +10,7 @@ from typing import Any, Self
 from stageflow.caching import opened_cache
 from stageflow.commit import Resumption
 from stageflow.engine.cached import Cache
-from stageflow.engine.gate import Limiter
+from stageflow.engine.limiter import Limiter
 from stageflow.engine.processes import child_setups
 from stageflow.engine.resources import opened
 from stageflow.engine.run import Engine

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 from stageflow.commit import Resumption
 from stageflow.counters import RunCounters, StageCounters
 from stageflow.ends import Ends
-from stageflow.engine.gate import Limiter
+from stageflow.engine.limiter import Limiter
 from stageflow.errors import InputDamaged, StageflowError
 from stageflow.events import Event, StageSnapshot
 from stageflow.options import Options

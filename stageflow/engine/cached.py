@@ -22,7 +22,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from stageflow.engine.attempt import SKIPPED, Attempts, asked_for
-from stageflow.engine.gate import Gate, Limiter, Money
+from stageflow.engine.gate import Gate, Money
+from stageflow.engine.limiter import Limiter
 from stageflow.engine.worker import Worker
 from stageflow.item import Exit, Item
 from stageflow.plain import is_plain

@@ -17,9 +17,10 @@ from stageflow.engine.cached import AskingGate, Cache, CachedCalls
 from stageflow.engine.credits import Credits
 from stageflow.engine.crew import Crew
 from stageflow.engine.fanout import fan_out
-from stageflow.engine.gate import Gate, Limiter, limiters_of
+from stageflow.engine.gate import Gate
 from stageflow.engine.hedging import Hedges
 from stageflow.engine.judge import Judge
+from stageflow.engine.limiter import Limiter, limiters_of
 from stageflow.engine.pool import Pool
 from stageflow.engine.processes import ChildSetup
 from stageflow.engine.reentry import reenter

@@ -29,6 +29,7 @@ from zlib import crc32
 import orjson
 
 __all__ = [
+    "HEADER_BYTES",
     "SEAL_BYTES",
     "VERSION",
     "Fields",
@@ -50,6 +51,9 @@ _HEX_DIGITS = 8
 _HEADER = b' {"t":"h"'
 SEAL_BYTES = _HEX_DIGITS + 1
 """Of a line, before its JSON."""
+
+HEADER_BYTES = 1 << 16
+"""Of a line, or of what may be one: that it is a header is seen within so many."""
 
 
 def seal(fields: Fields, previous: int) -> tuple[bytes, int]:

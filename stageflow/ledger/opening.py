@@ -1,37 +1,39 @@
-"""How a run begins: the lock, what is left of earlier runs, what may not go on, and the next epoch.
+"""How a run begins: the lock, what is left of earlier runs, and the next epoch.
 
-Whatever is refused here is refused before anything was changed, and every file that was opened is closed again: a
+Whatever is refused is refused before anything was changed, and every file that was opened is closed again: a
 descriptor that leaked would keep the lock.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from typing import Final
 
 from stageflow.commit import BLANK, LetterPlace, OpenRequest, Resumption
 from stageflow.errors import OutputLocked, RequestError, StateMismatch, StorageError
 from stageflow.ledger.disk import Disk, read_exactly, read_lines
 from stageflow.ledger.finish import Files, finish, take_back
 from stageflow.ledger.form import give_lines_back
-from stageflow.ledger.format import VERSION, Fields, begins_as_header, stands_alone
+from stageflow.ledger.format import HEADER_BYTES, VERSION, Fields, stands_alone
 from stageflow.ledger.mounts import weak_mount
 from stageflow.ledger.names import Names, as_text
 from stageflow.ledger.recovery import Recovered, read_state
+from stageflow.ledger.refusals import (
+    OR_FRESH,
+    accepted_changes,
+    refuse_foreign,
+    refuse_stray_output,
+    refuse_unwritable,
+)
 from stageflow.ledger.state import OPEN, State
 from stageflow.ledger.store import Store, now
 from stageflow.protocols import Form
 
 __all__ = ["open_store", "read_letter"]
-
-_FRESH: Final = "or start anew with --fresh, which keeps the old files under other names"
-_HEADER_BYTES: Final = 1 << 16
 
 
 def open_store(
@@ -51,7 +53,7 @@ def open_store(
         StateMismatch: What is there is damaged, or belongs to another input or job.
         StorageError: It can't be read or written.
     """
-    _refuse_unwritable(disk, names)
+    refuse_unwritable(disk, names)
     store: Store | None
     with ExitStack() as opened:
         try:
@@ -70,19 +72,6 @@ def open_store(
     return store, resumption
 
 
-def _refuse_unwritable(disk: Disk, names: Names) -> None:
-    for directory in names.directories:
-        try:
-            disk.try_directory(directory)
-        except OSError as error:
-            path = names.shown if directory == names.directory else names.shown_letters
-            raise RequestError(
-                f"cannot write to {os.path.dirname(path) or '.'}: {error.strerror}", hint="choose another folder"
-            ) from error
-    if os.path.isdir(names.output):
-        raise RequestError(f"cannot write to {names.shown}: {os.strerror(errno.EISDIR)}", hint="give a file name")
-
-
 def _open_ledger(disk: Disk, names: Names, opened: ExitStack, request: OpenRequest) -> int | None:
     """The ledger that is there, locked; ``None`` where a run begins."""
     present = names.present(disk)  # before the ledger is looked for: a run that begins just now makes that one first
@@ -91,7 +80,7 @@ def _open_ledger(disk: Disk, names: Names, opened: ExitStack, request: OpenReque
             _, shown = present[0]
             raise RequestError(
                 f"{shown} exists and was not written by stageflow, or its ledger is gone",
-                hint=f"choose another name, restore {names.shown}.ledger, {_FRESH}",
+                hint=f"choose another name, restore {names.shown}.ledger, {OR_FRESH}",
             )
         return None
     with ExitStack() as looking:
@@ -114,7 +103,7 @@ def _header(disk: Disk, ledger: int) -> Fields | None:
     """The newest header of a ledger, as far as it can be told without checking anything else."""
     found = None
     for line in read_lines(disk, ledger):
-        if b'"t":"h"' in line[:_HEADER_BYTES] and (fields := stands_alone(line.rstrip(b"\n"))) is not None:
+        if b'"t":"h"' in line[:HEADER_BYTES] and (fields := stands_alone(line.rstrip(b"\n"))) is not None:
             found = fields
     return found
 
@@ -190,14 +179,14 @@ def _resume(
     found = read_state(disk, names, ledger, results, letters)
     state = found.state
     if state.header is None:
-        _refuse_foreign(disk, names, ledger, results, letters)
+        refuse_foreign(disk, names, ledger, results, letters)
         disk.truncate(ledger, 0)
         data.close()
         disk.remove(names.partial)
         if letters is not None and names.letters is not None:
             disk.remove(names.letters)
         return _first_epoch(disk, names, ledger, opened, request)
-    _refuse_stray_output(disk, names, state)
+    refuse_stray_output(disk, names, state)
     resumption = Resumption(
         run=state.run,
         epoch=state.epoch,
@@ -206,7 +195,7 @@ def _resume(
         marks=tuple(state.marks),
         spend=state.spend,
     )
-    changes = _compare(names, state, request, resumption)
+    changes = accepted_changes(names, state, request, resumption)
     retries = _letters_to_retry(names, state) if request.retry_failed else []
     if state.final is not None:
         disk.sync(ledger)  # the run that wrote the final line may have been killed before it did
@@ -251,82 +240,9 @@ def _files(disk: Disk, names: Names, ledger: int, results: int | None, letters: 
     if results is None:
         raise StateMismatch(
             f"{names.shown} is gone, though its ledger says that the run is complete",
-            hint=f"restore it from a copy, {_FRESH}",
+            hint=f"restore it from a copy, {OR_FRESH}",
         )
     return Files(disk, names, ledger, results, letters)
-
-
-def _refuse_foreign(disk: Disk, names: Names, ledger: int, results: int | None, letters: int | None) -> None:
-    """Refuse what is no ledger. One that has no header yet is of a run that ended as it began, with nothing written."""
-    head = disk.read(ledger, _HEADER_BYTES, 0)
-    begun = begins_as_header(head) or _is_no_text(head)
-    if disk.exists(names.output) or (letters is not None and disk.size(letters)) or not begun:
-        raise StateMismatch(f"{names.shown}.ledger is not a ledger", hint=f"choose another output, {_FRESH}")
-    if results is not None and disk.size(results):
-        # Nothing is written before the header is durable: so it was there once.
-        raise StateMismatch(
-            "ledger damaged at byte 0 (before results were written)",
-            hint=f"restore {names.shown}.ledger from a copy, {_FRESH}",
-        )
-
-
-def _is_no_text(head: bytes) -> bool:
-    """Whether it may be what a loss of power leaves of a header: zeros, or anything."""
-    try:
-        return "\0" in head.decode()
-    except UnicodeDecodeError:
-        return True
-
-
-def _refuse_stray_output(disk: Disk, names: Names, state: State) -> None:
-    """Refuse a finished file where, by the ledger, there can't be one yet."""
-    taken_back_next = state.base is not None and state.beginning
-    there = disk.exists(names.output) or (names.made is not None and disk.exists(names.made))
-    if state.final is None and there and not taken_back_next:
-        raise StateMismatch(
-            f"{names.shown} exists, though its ledger says that the run is not complete",
-            hint=f"move it away, {_FRESH}",
-        )
-
-
-def _compare(names: Names, state: State, request: OpenRequest, resumption: Resumption) -> list[str]:
-    """Refuse another input and another job.
-
-    Returns:
-        What changed about the job, where that was accepted.
-    """
-    before, given = state.input(), request.input
-    if before is None or given is None:
-        raise RequestError(
-            f"{names.shown} exists, and its input can't be read again to go on with it",
-            hint=f"choose another output, {_FRESH}",
-        )
-    if not given.same_file(before):
-        if (lines := request.first_difference(state.marks)) is not None:
-            raise StateMismatch(
-                f"input changed since the last run (first difference in lines {lines[0]}-{lines[1]})",
-                hint=f"restore it, choose another output, {_FRESH}",
-            )
-        if given.size > before.size and given.codec == before.codec == "plain" and not given.version:
-            was, lines_now = _count_lines(given.path, before.size), _count_lines(given.path, given.size)
-            if lines_now > was:  # not by the end of its last line alone
-                resumption.notes.append(f"input grew from {was:,} to {lines_now:,} lines")
-    changes = request.job_changes(state.job(), request.job)
-    if changes and not (request.accept_job_change or request.retry_failed):
-        raise StateMismatch(
-            f"job changed: {', '.join(changes)}",
-            hint="go on all the same with --accept-job-change, or start anew with --fresh",
-        )
-    return changes
-
-
-def _count_lines(path: str, end: int) -> int:
-    """Lines in the first ``end`` bytes of a file; the last one need not have an end."""
-    lines, last = 0, b"\n"
-    with open(path, "rb") as file:
-        while end > 0 and (block := file.read(min(end, 1 << 20))):
-            lines, last, end = lines + block.count(b"\n"), block[-1:], end - len(block)
-    return lines + (last != b"\n")
 
 
 def _nothing_left(state: State, request: OpenRequest) -> bool:

@@ -19,7 +19,7 @@ import traceback
 from typing import Any, Final
 
 from stageflow.engine.attempt import describe
-from stageflow.engine.gate import Limiter
+from stageflow.engine.limiter import Limiter
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded, run_on_loop
 from stageflow.errors import RequestError, RunStopped, StageflowError

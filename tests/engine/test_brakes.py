@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from stageflow import RateLimit
-from stageflow.engine.gate import Gate, Limiter
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter
 from stageflow.llm.limits import ProviderLimit
 from stageflow.testing import run_virtual
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stageflow import RateLimit
-from stageflow.engine.gate import Gate, Limiter, limiters_of
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter, limiters_of
 from stageflow.testing import run_virtual
 
 

@@ -13,7 +13,8 @@ import pytest
 from stageflow import Pipeline, RateLimit, done, drop
 from stageflow.channel import END, Channel
 from stageflow.engine import garbage
-from stageflow.engine.gate import Gate, Limiter
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter
 from stageflow.engine.turn import TURN_SECONDS, Pace
 from stageflow.item import Item
 from stageflow.testing import run_virtual

@@ -11,7 +11,8 @@ import pytest
 from service import ApiError, Service, most_in_any, records, run, run_here
 
 from stageflow import Pipeline, RateLimit, Retry, drop
-from stageflow.engine.gate import Gate, Limiter
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter
 from stageflow.events import Event, RunStarted, Snapshot
 from stageflow.testing import run_virtual
 

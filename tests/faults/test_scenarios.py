@@ -15,7 +15,7 @@ import pytest
 from service import ApiError, Service, check_account, most_in_any, records, run_here, silences
 
 from stageflow import Pipeline, RateLimit, Retry, RunReport, degrade, done, drop
-from stageflow.engine.gate import Limiter
+from stageflow.engine.limiter import Limiter
 from stageflow.testing import run_virtual
 
 COUNT = 100_000

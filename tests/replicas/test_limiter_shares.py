@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from stageflow import RateLimit
-from stageflow.engine.gate import Gate, Limiter
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter
 from stageflow.replicas.shares import Shares
 from stageflow.testing import run_virtual
 

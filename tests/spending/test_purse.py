@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from stageflow import Pipeline, Price, RateLimit, RunStopped
-from stageflow.engine.gate import Gate, Limiter
+from stageflow.engine.gate import Gate
+from stageflow.engine.limiter import Limiter
 from stageflow.engine.spending import Purse, Till
 from stageflow.policies.budget import Budget
 from stageflow.testing import run_virtual
