@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from stageflow.cli_options import LOOP, job_options, plan_of
+from stageflow.cli_options import LOOP, engine_options, job_options, plan_of
 from stageflow.errors import DefinitionError, RequestError, RunFailed, StageflowError, StorageError
 
 __all__ = ["cli", "invoke", "main"]
@@ -182,6 +182,7 @@ def cli() -> None:
     metavar="N",
     help="Run the pipeline in N processes, which share the input and all limits.",
 )
+@engine_options
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -251,6 +252,20 @@ def status_command(output: str, as_json: bool) -> int:
 
     _print(status_json(output) if as_json else status_text(output))
     return 0
+
+
+@cli.command(name="merge", short_help="Make one file of what a run past one machine wrote.")
+@click.argument("output", metavar="OUT")
+@click.option("-o", "--output", "path", required=True, metavar="FILE", help="The file; its suffix says of what kind.")
+@click.option("--fresh", is_flag=True, help="Rename existing files (never delete them).")
+def merge_command(output: str, path: str, fresh: bool) -> int:
+    """Write the results of the complete run in OUT, a folder or an address, to FILE, in the order of the input.
+
+    The dead letters go to FILE.dead.jsonl. Exits with 3 where shards have failed: their records are in neither file.
+    """
+    from stageflow.cluster.merge import merge
+
+    return merge(output, path, fresh=fresh, tell=lambda text: click.echo(text, err=True))
 
 
 # Check and graph

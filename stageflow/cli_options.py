@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # each command loads what it needs, and --help none of it
     from stageflow.loader import Job
     from stageflow.plan import Override, Plan
 
-__all__ = ["LOOP", "as_typed", "job_options", "overrides", "plan_of"]
+__all__ = ["LOOP", "as_typed", "engine_options", "job_options", "overrides", "plan_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +37,74 @@ _JOB_OPTIONS: Final = (
     click.option("-p", "params", metavar="NAME=VALUE", multiple=True, help="A parameter of the job. Repeatable."),
 )
 
+_ENGINE_OPTIONS: Final = (
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray", "static"]),
+        default="local",
+        show_default=True,
+        help="Where the stages run: here, on a Ray cluster, or as one of several runs that others start.",
+    ),
+    click.option(
+        "--address",
+        default="auto",
+        show_default=True,
+        metavar="auto|HOST:PORT|local",
+        help="The Ray cluster; local is one that is started for the run.",
+    ),
+    click.option(
+        "--nodes",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Replicas on the cluster, each with the limits of the job but for rates.",
+    ),
+    click.option(
+        "--max-in-flight-total",
+        metavar="[STAGE=]N",
+        multiple=True,
+        help="Calls in progress at once in all replicas together. Repeatable.",
+    ),
+    click.option("--shard", metavar="I/N", help="With --engine static: which one of how many this is, from 0/N."),
+    click.option(
+        "--shard-bytes",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Input that a replica takes at a time.  [default: at most 1 MiB, 20 for each replica]",
+    ),
+    click.option(
+        "--max-shard-attempts",
+        type=click.IntRange(min=1),
+        default=4,
+        show_default=True,
+        metavar="N",
+        help="Replicas that may die of a shard before it is given up.",
+    ),
+    click.option(
+        "--env",
+        metavar="NAME",
+        multiple=True,
+        help="A variable that replicas get as it is here; it is kept in no file. Repeatable.",
+    ),
+    click.option(
+        "--replica-cpus",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        metavar="N",
+        help="What a replica takes of its node's CPUs, by Ray's count.",
+    ),
+    click.option(
+        "--replica-gpus",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        metavar="N",
+        help="The same of its GPUs.",
+    ),
+)
+
 _WORDS: Final = {"max_in_flight": "--max-in-flight", "queue_size": "--queue-size", "pairs": "--set", "params": "-p"}
 """What is typed for each of them, by the name under which commands get it."""
 
@@ -44,6 +112,13 @@ _WORDS: Final = {"max_in_flight": "--max-in-flight", "queue_size": "--queue-size
 def job_options(command: F) -> F:
     """What changes the job: settings and parameters."""
     for option in reversed(_JOB_OPTIONS):
+        command = option(command)
+    return command
+
+
+def engine_options(command: F) -> F:
+    """What runs past one machine are told."""
+    for option in reversed(_ENGINE_OPTIONS):
         command = option(command)
     return command
 

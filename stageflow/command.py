@@ -40,7 +40,7 @@ from stageflow.report.stats import RunReport
 from stageflow.report.summary import summary_json, summary_text
 from stageflow.report.text import counted, printable
 from stageflow.runner import Run
-from stageflow.settings import parse_params
+from stageflow.settings import from_amounts, parse_params
 
 __all__ = ["run_job"]
 
@@ -63,6 +63,15 @@ _AS_GIVEN = (
     "max_retry_after",
     "processes",
     "budget",
+    "engine",
+    "address",
+    "nodes",
+    "shard",
+    "shard_bytes",
+    "max_shard_attempts",
+    "env",
+    "replica_cpus",
+    "replica_gpus",
 )
 """Options that are the same on the command line and from Python."""
 
@@ -89,13 +98,15 @@ def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str
     if given["allow_failures"]:
         Tolerance.parse(given["allow_failures"])
     job = load(reference)
-    dead = given["dead"] or (f"{output}.dead.jsonl" if output != "-" else None)
+    sharded = given["engine"] != "local"
+    dead = given["dead"] or (_dead_of(output, sharded=sharded) if output != "-" else None)
     progress = make_progress(given["progress"], sys.stderr, dead=dead)
     options = Options.of(
         {
             **{name: given[name] for name in _AS_GIVEN},
-            "dead": dead or _Told(),
             "cache": _cache(given),
+            "max_in_flight_total": _totals(given["max_in_flight_total"]),
+            "dead": given["dead"] if sharded else dead or _Told(),
             "max_failure_rate": parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
             "listeners": (progress,),
         }
@@ -119,6 +130,9 @@ def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str
     finally:
         progress.close()
     _finish(report, run, dead, given, typed)
+    if run.work is not None and run.work.given_up:
+        _say(f"stageflow: {counted(len(run.work.given_up), 'shard')} failed: nothing of that input is in the output")
+        _say(f"  hint: to see which: {shlex.join(['stageflow', 'status', output])}")
     _leave_threads_behind(report.exit_code)
     return report.exit_code
 
@@ -129,13 +143,26 @@ def _cache(given: Mapping[str, Any]) -> Any:
     return False if given["no_cache"] else given["cache"]
 
 
+def _dead_of(output: str, *, sharded: bool) -> str:
+    return f"{output.rstrip('/')}/dead/" if sharded else f"{output}.dead.jsonl"
+
+
+def _totals(given: Sequence[str]) -> int | dict[str, int] | None:
+    """What ``--max-in-flight-total`` says, as the option from Python does."""
+    found = {each.stage: each.value for each in from_amounts("max_in_flight", given, "--max-in-flight-total")}
+    if None in found and len(found) > 1:
+        raise RequestError("--max-in-flight-total is given for every stage, and for one", hint="give it by stage")
+    return found.get(None) if None in found or not found else {str(stage): value for stage, value in found.items()}
+
+
 def _hint_at_command(error: StorageError, run: Run, typed: Sequence[str]) -> None:
     """Give the command that goes on where the output failed, or another one is to be chosen."""
     if isinstance(error, OutputLocked):
         error.hint = f"when it has ended: {again(typed)}"
     elif isinstance(error, StateMismatch):
         if error.hint is not None and "--accept-job-change" in error.hint:
-            error.hint = f"{again(typed, '--accept-job-change')} goes on with the new job, --fresh starts anew"
+            anew = "another output" if run.sharded else "--fresh"
+            error.hint = f"{again(typed, '--accept-job-change')} goes on with the new job, {anew} starts anew"
     elif run.started and run.resumable:
         if isinstance(run.stopped_by, Interrupted):  # the file that was being put in order when it was asked to end
             error.exit_code = run.stopped_by.exit_code  # type: ignore[misc]
@@ -260,9 +287,9 @@ def _finish(report: RunReport, run: Run, dead: str | None, given: Mapping[str, A
         _tell_stopped(report, run, typed)
     elif report.dead:
         _tell_letters(report, run, dead, typed)
-    elif report.exit_code:  # the input was changed, and that was told
+    elif report.exit_code and not (run.work and run.work.given_up):  # the input was changed, and that was told
         _say(f"stageflow: what was read is complete; the same command reads what is new\n  hint: {again(typed)}")
-    elif not report.read:
+    elif not report.read and not run.sharded:
         _say("stageflow: note: the input is empty")
 
 

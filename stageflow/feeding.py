@@ -18,7 +18,7 @@ from stageflow.item import BadRecord
 from stageflow.options import Options
 from stageflow.plan import Plan
 from stageflow.protocols import Entry, Source
-from stageflow.recorder import Recorder
+from stageflow.recorder import Recorder, locator
 from stageflow.retries import reentries
 
 __all__ = ["Feeder", "EarlierRuns", "retries_of"]
@@ -234,10 +234,13 @@ class Feeder:
         self._told = len(warnings)
 
     def _bad_input(self, index: int, record: BadRecord) -> RunStopped:
-        path, line = self._source.path, index + 1 if self._source.numbered else None
-        if hasattr(self._source, "place"):
-            path, line = self._source.place(index)
+        found: Mapping[str, Any] = {"path": self._source.path, "line": index + 1 if self._source.numbered else None}
+        if (locate := locator(self._source)) is not None:
+            found = locate(index)
+        path, line = found["path"], found["line"]
         where = path if line is None else f"{path}:{line}"
+        if "shard" in found:
+            where = f"{path}, line {line} of shard {found['shard']}"
         return RunStopped(str(record.error), hint="run with --on-bad-input dead to set such lines aside", where=where)
 
     def _look_for_overwritten(self, records: list[dict[str, Any]]) -> None:

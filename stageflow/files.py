@@ -16,7 +16,7 @@ from stageflow.protocols import Source
 if TYPE_CHECKING:
     from stageflow.adapters.media import Medium
 
-__all__ = ["Files", "chosen", "expanded", "is_url", "source_of_files"]
+__all__ = ["Files", "chosen", "expanded", "is_url", "medium_of", "source_of_files", "sources_of_files"]
 
 _COMPRESSED: Final = (".gz", ".zst", ".zstd")
 
@@ -58,11 +58,7 @@ def source_of_files(files: Files | str, options: Options, *, resumable: bool = T
     Raises:
         RequestError: There is no such file, or one is named twice.
     """
-    given = [os.fspath(path) for path in files.paths] if isinstance(files, Files) else [files]
-    if not given:
-        raise RequestError("no input is given", hint="give at least one file")
-    paths = [found for path in given for found in expanded(path)]
-    _refuse_twice(paths)
+    paths = _paths_of(files)
     # One name is that file. A pattern may match more tomorrow: what it stands for is several from the beginning.
     if len(paths) == 1 and not isinstance(files, Files):
         return _source(paths[0], options, marked=resumable)
@@ -71,6 +67,24 @@ def source_of_files(files: Files | str, options: Options, *, resumable: bool = T
     if options.max_input_bytes is not None and len(paths) > 1:
         raise RequestError("--max-input-bytes is for one input", hint=f"there are {len(paths)}; leave it out")
     return ChainedSource([_source(path, options) for path in paths])
+
+
+def sources_of_files(files: Files | str, options: Options) -> list[Source]:
+    """A source for each of the files that the names stand for, with marks.
+
+    Raises:
+        RequestError: As :func:`source_of_files`.
+    """
+    return [_source(path, options) for path in _paths_of(files)]
+
+
+def _paths_of(files: Files | str) -> list[str]:
+    given = [os.fspath(path) for path in files.paths] if isinstance(files, Files) else [files]
+    if not given:
+        raise RequestError("no input is given", hint="give at least one file")
+    paths = [found for path in given for found in expanded(path)]
+    _refuse_twice(paths)
+    return paths
 
 
 def expanded(path: str) -> list[str]:
@@ -120,11 +134,11 @@ def _source(path: str, options: Options, *, marked: bool = True) -> Source:
             from stageflow.adapters.separated import CsvSource
 
             delimiter = "\t" if suffix == ".tsv" else ","
-            return CsvSource(path, delimiter=delimiter, max_input_bytes=options.max_input_bytes, medium=_medium(path))
+            return CsvSource(path, delimiter=delimiter, max_input_bytes=options.max_input_bytes, medium=medium_of(path))
         case ".parquet" | ".pq":
             from stageflow.adapters.parquet import ParquetSource
 
-            return ParquetSource(path, medium=_medium(path))
+            return ParquetSource(path, medium=medium_of(path))
         case _:
             from stageflow.adapters.jsonl import JsonlSource
 
@@ -133,17 +147,19 @@ def _source(path: str, options: Options, *, marked: bool = True) -> Source:
                 max_input_bytes=options.max_input_bytes,
                 marked=marked,
                 strict=options.strict,
-                medium=_medium(path),
+                medium=medium_of(path),
             )
 
 
-def _medium(path: str) -> Medium | None:
-    """What is read where it is no file of this machine."""
-    if not is_url(path):
-        return None
-    from stageflow.adapters.remote import RemoteObject
+def medium_of(path: str) -> Medium:
+    """What is read: a file of this machine, or an object behind an address."""
+    if is_url(path):
+        from stageflow.adapters.remote import RemoteObject
 
-    return RemoteObject(path)
+        return RemoteObject(path)
+    from stageflow.adapters.media import LocalFile
+
+    return LocalFile(path)
 
 
 def _suffix(path: str) -> str:

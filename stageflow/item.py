@@ -18,14 +18,25 @@ __all__ = [
     "Outcome",
     "Part",
     "ReadOnlyDict",
+    "PLACES",
     "STAND_INS",
     "Reentry",
+    "called",
     "done",
     "drop",
     "items_of",
 ]
 
 Outcome = Literal["ok", "degraded", "skipped", "done"]
+
+PLACES: Final = 1 << 40
+"""More lines than a shard of a run past one machine has: a record's index is its shard's number times this, and its
+place among the lines of it. So it is known without counting the lines before, and rises with the input."""
+
+
+def called(index: int) -> str:
+    """How messages call a record."""
+    return str(index) if index < PLACES else f"{index % PLACES} of shard {index // PLACES}"
 
 
 @final

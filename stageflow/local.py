@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from stageflow.events import StageSnapshot, StopRequested
 from stageflow.feeding import Feeder, retries_of
 from stageflow.money import amount_of
 from stageflow.policies.budget import Budget
-from stageflow.recorder import Recorder, failure_watch
+from stageflow.recorder import Recorder, failure_watch, locator
 from stageflow.work import StageAccount, WorkRequest
 
 __all__ = ["LocalWork"]
@@ -81,7 +81,7 @@ class LocalWork:
             emit=request.emit,
             path=source.path,
             numbered=source.numbered,
-            place=getattr(source, "place", None),
+            locate=locator(source),
             in_order=options.order == "input" and not ends.durable,
             retrying=bool(found.letters) or ends.retrying,
             upstream=upstream,
@@ -111,6 +111,11 @@ class LocalWork:
         recorder.release = engine.release
         recorder.spare = engine.credits.limit // _SPARED
         recorder.verdict = lambda stage: engine.pools[stage].judge.probation
+        if hasattr(source, "waits"):
+            # There may be no lease before those that were given are whole, with what is held back of them.
+            leased: Any = source
+            recorder.stalled = lambda: leased.waits and not engine.credits.taken
+            leased.began_to_wait = recorder.look
         recorder.watch = failure_watch(options.max_failure_rate, request.stop)
         self._feeder = Feeder(
             source,
@@ -163,6 +168,11 @@ class LocalWork:
     @property
     def damaged(self) -> InputDamaged | None:
         return self._feeder.damaged
+
+    @property
+    def given_up(self) -> Sequence[int]:
+        """Nothing: whoever works on it is this process."""
+        return ()
 
     @property
     def blank(self) -> int:

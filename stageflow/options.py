@@ -72,6 +72,19 @@ class Options:
         cache: The file in which stages with ``cache=True`` keep their results; default: ``.stageflow/results.sqlite3``
             beside the job file. ``False``: nothing is looked for there, and nothing kept.
         processes: Run the whole pipeline in so many processes, >= 1, which share the input and all limits.
+        engine: Where the stages run: ``"local"``, ``"ray"`` (replicas on a Ray cluster), or ``"static"`` (one of
+            several runs that are started by others, each with its ``shard``). With an engine the source is files or
+            addresses, and the sink a folder or an address.
+        address: Of the Ray cluster: ``"auto"``, ``"HOST:PORT"``, or ``"local"`` for one that is started and ended with
+            the run.
+        nodes: Replicas to start, >= 1; each runs the whole pipeline, under limits of its own except for rates.
+        max_in_flight_total: Calls in progress at once in all replicas together: a number for every stage, or one by
+            stage name.
+        shard: ``"I/N"``: do every N-th shard, from the I-th, counted from 0.
+        shard_bytes: The size of a shard in bytes of input, >= 1; default: at most 1 MiB, and 20 for each replica.
+        max_shard_attempts: Replicas that may die of a shard before it is given up, >= 1.
+        env: Names of variables that replicas are to have as they are here; their values are kept in no file.
+        replica_cpus, replica_gpus: What a replica takes of its node, by Ray's count.
         debug: Warn of handlers that change values they share with other stages; slow.
         listeners: Hear of every event.
     """
@@ -100,6 +113,16 @@ class Options:
     budget: float | None = None
     cache: str | os.PathLike[str] | Literal[False] | None = None
     processes: int = 1
+    engine: Literal["local", "ray", "static"] = "local"
+    address: str = "auto"
+    nodes: int = 1
+    max_in_flight_total: Amounts | None = None
+    shard: str | None = None
+    shard_bytes: int | None = None
+    max_shard_attempts: int = 4
+    env: Sequence[str] = ()
+    replica_cpus: float = 1.0
+    replica_gpus: float = 0.0
     debug: bool = False
     listeners: Sequence[Listener] = ()
 
@@ -119,12 +142,22 @@ class Options:
                     hint=f'did you mean "{near}"?' if near else "see stageflow.options.Options",
                 )
         options = cls(**given)
-        for name in ("limit", "max_open_records", "max_input_bytes", "processes"):
+        for name in (
+            "limit",
+            "max_open_records",
+            "max_input_bytes",
+            "processes",
+            "nodes",
+            "shard_bytes",
+            "max_shard_attempts",
+        ):
             value = getattr(options, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be a positive integer, not {value!r}")
         if options.order not in (None, "input", "completion"):
             raise RequestError(f'order must be "input" or "completion", not {options.order!r}')
+        if options.engine not in ("local", "ray", "static"):
+            raise RequestError(f'engine must be "local", "ray" or "static", not {options.engine!r}')
         if options.on_bad_input not in ("dead", "stop"):
             raise RequestError(f'on_bad_input must be "dead" or "stop", not {options.on_bad_input!r}')
         if (

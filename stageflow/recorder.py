@@ -19,9 +19,9 @@ from stageflow.output import bulk_maker, dead_letter, family, output_record, out
 from stageflow.plan import Plan
 from stageflow.policies.redact import secrets_of
 from stageflow.policies.tolerance import FailureRate
-from stageflow.protocols import Entry, Output, Sink
+from stageflow.protocols import Entry, Output, Sink, Source
 
-__all__ = ["Recorder", "failure_watch"]
+__all__ = ["Recorder", "failure_watch", "locator"]
 
 _COMMIT_RECORDS: Final = 256
 _COMMIT_BYTES: Final = 1024 * 1024
@@ -58,7 +58,7 @@ class Recorder:
         sized: Lines and letters have a length, which bounds a commit.
         emit: Where events go.
         path, numbered: The source's, for dead letters.
-        place: Says of a record where it stands, in place of the two, where a source is several.
+        locate: The parts of a letter that say where its record stands, in place of the two, where a source is several.
         in_order: Write in the order in which records were let in.
         retrying: Records of earlier dead letters come in, too.
         upstream: By stage a digest of all that decides the results of the stages before it, for dead letters; ``None``
@@ -81,7 +81,7 @@ class Recorder:
         emit: Callable[[Event], None],
         path: str | None,
         numbered: bool,
-        place: Callable[[int], tuple[str | None, int | None]] | None = None,
+        locate: Callable[[int], Mapping[str, Any]] | None = None,
         in_order: bool = False,
         retrying: bool = False,
         upstream: Mapping[str, str] | None = None,
@@ -96,7 +96,7 @@ class Recorder:
         self._emit = emit
         self._path = path
         self._numbered = numbered
-        self._place = place
+        self._locate = locate
         self._upstream = upstream
         self._settled: deque[Item] = deque()
         self._expected: deque[int] | None = deque() if in_order else None
@@ -116,6 +116,7 @@ class Recorder:
         self.release: Callable[[int], None] = lambda count: None
         self.watch: Callable[[int, int], None] = lambda dead, settled: None
         self.verdict: Callable[[str], str] = lambda stage: "cleared"
+        self.stalled: Callable[[], bool] = lambda: False
         self.spend: Callable[[], Spend | None] = lambda: None
         self._spent = False
 
@@ -152,6 +153,13 @@ class Recorder:
             self._settled.extend(items)
             self._more.set()
 
+    def look(self) -> None:
+        """Whether it is :attr:`stalled` may have changed: nothing more will come before what is held back is decided.
+
+        There is no verdict to wait for then. At the end of the input it is the same.
+        """
+        self._more.set()
+
     def spent(self) -> None:
         """Money was spent, which :attr:`spend` tells: that is written, also where no record settles."""
         self._spent = True
@@ -173,7 +181,7 @@ class Recorder:
         while not (self._closed and not self._settled):
             await self._more.wait()
             self._more.clear()
-            while self._settled or self._spent:
+            while self._settled or self._spent or (self._held and self.stalled()):
                 if not await self._wait_a_moment():
                     await self._gather()
                 self._began_at = asyncio.get_running_loop().time()
@@ -307,12 +315,13 @@ class Recorder:
         if not self._held:
             return
         held, self._held = self._held, []
+        undecided = not (self._closed and not self._settled) and not self.stalled()
         for record, failed in held:
             stages = [item.failure.stage for item in failed if item.held and item.failure is not None]
             verdicts = {self.verdict(stage) for stage in stages if stage is not None}
             if "tripped" in verdicts:
                 continue
-            if "pending" in verdicts and not (self._closed and not self._settled):
+            if "pending" in verdicts and undecided:
                 self._held.append((record, failed))
             else:
                 self._judged(record, failed, batch)
@@ -347,8 +356,8 @@ class Recorder:
             plan=self._plan if self._upstream is not None and placed else None,
             upstream=self._upstream,
         )
-        if self._place is not None:
-            letter["path"], letter["line"] = self._place(item.index)
+        if self._locate is not None:
+            letter.update(self._locate(item.index))
         if isinstance(item.record, BadRecord):
             if letter["line"] is None:  # a record over several lines knows its own
                 letter["line"] = item.record.error.line
@@ -358,6 +367,16 @@ class Recorder:
         batch.letters.append((item.index, encoded))
         if self._dead is None:
             batch.commit.letters.append(encoded)
+
+
+def locator(source: Source) -> Callable[[int], Mapping[str, Any]] | None:
+    """What tells where a record of a source stands, as a dead letter says it; ``None``: its path and its index do."""
+    if hasattr(source, "locate"):  # a record of a shard, with its place in that
+        return source.locate  # type: ignore[no-any-return]
+    if not hasattr(source, "place"):
+        return None
+    place: Callable[[int], tuple[str | None, int | None]] = source.place
+    return lambda index: dict(zip(("path", "line"), place(index), strict=True))
 
 
 def failure_watch(limit: float | None, stop: Callable[[RunStopped], None]) -> Callable[[int, int], None]:

@@ -12,13 +12,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stageflow.caching import cache_path, check_cache
 from stageflow.commit import InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
-from stageflow.errors import StageflowError
+from stageflow.errors import StageflowError, StorageError
 from stageflow.events import Event, Resumed, RunEnded, RunStarted, Snapshot, StopRequested, Warned
 from stageflow.feeding import EarlierRuns
 from stageflow.fingerprint import changes, job_identity, upstream_digests
@@ -32,6 +32,9 @@ from stageflow.policies.tolerance import Tolerance
 from stageflow.pricing import refuse_unreservable
 from stageflow.report.stats import Forecast, RunReport, StageReport
 from stageflow.work import JobOrigin, StageAccount, Work, WorkRequest
+
+if TYPE_CHECKING:
+    from stageflow.cluster.sharded import Sharded
 
 __all__ = ["Run"]
 
@@ -66,8 +69,12 @@ class Run:
         self._prepare = prepare
         self._elsewhere = elsewhere
         self._options = options
-        self._ends = ends_of(sink, options, tell=self.warn, failed=self.stop)
-        self._source = source_of(spooled(source, sink, options), options, resumable=self._ends.durable)
+        self._sharded = _sharded(plan, source, sink, options, self.stop)
+        if self._sharded is not None:
+            self._ends, self._source = self._sharded.ends, self._sharded.source
+        else:
+            self._ends = ends_of(sink, options, tell=self.warn, failed=self.stop)
+            self._source = source_of(spooled(source, sink, options), options, resumable=self._ends.durable)
         self._resumption = Resumption(run="")
         self._before = EarlierRuns(self._resumption)
         self._counters = RunCounters()
@@ -139,6 +146,8 @@ class Run:
             warn=self.warn,
             stop=self.stop,
         )
+        if self._sharded is not None:
+            return self._sharded.work(request, self._prepare, self._elsewhere)
         if self._options.processes == 1:
             return LocalWork(request, self._prepare)
         assert self._elsewhere is not None, "a job that nobody knows the place of"
@@ -285,6 +294,11 @@ class Run:
         return self._stopped
 
     @property
+    def sharded(self) -> bool:
+        """Whether it is one past one machine."""
+        return self._sharded is not None
+
+    @property
     def resumable(self) -> bool:
         """Whether a later run can go on with what this one leaves undone."""
         return self._ends.durable and self._identity is not None
@@ -292,7 +306,7 @@ class Run:
     @property
     def retryable(self) -> bool:
         """Whether a later run can try the dead letters again: the ledger knows of them."""
-        return self.resumable and self._ends.dead is None
+        return self.resumable and self._ends.dead is None and not self.sharded
 
     def warn(self, message: str) -> None:
         self._emit(Warned(message))
@@ -321,7 +335,7 @@ class Run:
     def _exit_code(self) -> int:
         if self._stopped is not None:
             return self._stopped.exit_code
-        if self._input_changed:
+        if self._input_changed or (self._work is not None and self._work.given_up):
             return 3
         counters = self._counters
         if not counters.dead:
@@ -393,6 +407,17 @@ class Run:
             run=stage.run,
             caches=caches,
         )
+
+
+def _sharded(
+    plan: Plan, source: Any, sink: Any, options: Options, failed: Callable[[StorageError], None]
+) -> Sharded | None:
+    """The run past one machine that is asked for, if it is."""
+    if options.engine == "local":
+        return None
+    from stageflow.cluster.sharded import Sharded  # not for the many runs that are of one machine
+
+    return Sharded(plan, source, sink, options, failed)
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -1,10 +1,14 @@
-"""``stageflow status``: what the ledger beside an output says, in plain lines or as JSON."""
+"""``stageflow status``: what the ledger beside an output says, in plain lines or as JSON.
+
+An output that is a folder or a bucket has no ledger, but the commits of its shards.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 
+from stageflow.cluster.status import is_sharded, sharded_json, sharded_text
 from stageflow.ledger.status import LedgerStatus, status
 from stageflow.money import amount_of, shown
 from stageflow.report.text import counted
@@ -17,7 +21,10 @@ def status_text(path: str) -> str:
 
     Raises:
         RequestError: There is no ledger, or it can't be read.
+        StorageError: There are commits, and they can't be read.
     """
+    if is_sharded(path):
+        return sharded_text(path)
     return "\n".join(_lines(path, status(path)))
 
 
@@ -25,8 +32,10 @@ def status_json(path: str) -> str:
     """The same as one line of JSON.
 
     Raises:
-        RequestError: As :func:`status_text`.
+        RequestError, StorageError: As :func:`status_text`.
     """
+    if is_sharded(path):
+        return sharded_json(path)
     found = status(path)
     return json.dumps({"output": path, **asdict(found), "settled": found.totals.settled})
 

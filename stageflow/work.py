@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -73,6 +73,7 @@ class Work(Protocol):
         begun: There is something that can be stopped.
         at_end: The end of the input was reached.
         damaged: Why the input ended before it should.
+        given_up: Parts of the input of which nothing was made, since whoever worked on them died.
         blank: Blank lines met in the input.
         bad: Lines of it that were unreadable.
         retried: Records of earlier dead letters that were done again.
@@ -86,6 +87,8 @@ class Work(Protocol):
     def at_end(self) -> bool: ...
     @property
     def damaged(self) -> InputDamaged | None: ...
+    @property
+    def given_up(self) -> Sequence[int]: ...
     @property
     def blank(self) -> int: ...
     @property

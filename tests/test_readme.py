@@ -52,7 +52,7 @@ def test_the_readme_names_every_setting_and_every_shipped_job() -> None:
         assert f"`jobs/{job.name}`" in README
 
 
-@pytest.mark.parametrize("command", ["run", "status", "check", "graph", "bench", "chaos", "testserver"])
+@pytest.mark.parametrize("command", ["run", "status", "check", "graph", "bench", "chaos", "testserver", "merge"])
 def test_every_option_has_a_help_text(command: str) -> None:
     for parameter in cli.commands[command].params:
         if parameter.param_type_name == "option":
@@ -62,7 +62,7 @@ def test_every_option_has_a_help_text(command: str) -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
 def test_every_option_of_the_readme_exists(option: str) -> None:
     ours = {text for command in cli.commands.values() for p in command.params for text in p.opts}
-    other_programs = {"--no-deps", "--quick"}
+    other_programs = {"--no-deps", "--quick", "--array", "--working-dir", "--wrap"}
     assert option in ours | other_programs
 
 

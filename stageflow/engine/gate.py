@@ -13,7 +13,7 @@ from typing import Protocol
 from stageflow.engine.brakes import Brakes, Told
 from stageflow.engine.limiter import Limiter
 
-__all__ = ["Gate", "Limiter", "Money"]
+__all__ = ["Gate", "Money"]
 
 
 class Money(Protocol):

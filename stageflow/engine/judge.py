@@ -15,7 +15,7 @@ from stageflow.counters import StageCounters
 from stageflow.engine.attempt import describe, place_of
 from stageflow.engine.gate import Gate
 from stageflow.errors import HandlerFailed, OutOfMemory, RecordError, RunStopped, WorkerDied
-from stageflow.item import Item
+from stageflow.item import Item, called
 from stageflow.policies.breaker import SUSPECT, Breaker
 from stageflow.policies.http import retry_after
 from stageflow.policies.retry import retryable_by_default
@@ -161,7 +161,7 @@ class Judge:
         if self._stage.on_error == "abort":
             self._stop(
                 RunStopped(
-                    f'stage "{name}": record {item.index} failed: {describe(reason)}',
+                    f'stage "{name}": record {called(item.index)} failed: {describe(reason)}',
                     hint='the stage says on_error="abort"; the record is not done and was not dead-lettered',
                 )
             )

@@ -32,6 +32,11 @@ class Standing:
             self._lost.setdefault(place, []).append(dataclasses.replace(beat, accounts=accounts))
 
     @property
+    def open(self) -> int:
+        """The records that are open now."""
+        return sum(beat.open.records for beat in self._now.values())
+
+    @property
     def _beats(self) -> list[list[Beat]]:
         """By place, those who were there after one another."""
         places = sorted({*self._now, *self._lost})

@@ -10,13 +10,16 @@ The rules:
   third death on it is divided in two, again and again, until it is a single record: that one kills its process, and is
   named. Beside the killer at most the records that were in flight with it are done again, and about as often as the
   number of records can be halved.
+* Where leases are of *whole* shards, they are alone from the second death on and never divided: whoever drives it knows
+  better what to do then. What a replica says it has may be unknown here, and is adopted; what it lacks is given back;
+  and a shard may be done by one that does not hold it.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,16 +80,18 @@ class Coordinator:
 
     Args:
         window: So many shards at most are worked on at a time, from the oldest that is not done; ``None``: any number.
+        whole: A lease is of a whole shard, which is done at once: each shard has one index.
 
     Attributes:
         closed: No more shards will be added.
         done: The numbers of the shards that are done, for whoever wants to know; who takes them empties it.
     """
 
-    def __init__(self, *, window: int | None = None) -> None:
+    def __init__(self, *, window: int | None = None, whole: bool = False) -> None:
         self.closed = False
         self.done: list[int] = []
         self._window = window
+        self._whole = whole
         self._ready: deque[Lease] = deque()  # in the order of the input
         self._held: dict[str, dict[int, _Leased]] = {}  # by replica, what it works on by lease
         self._owner: dict[int, _Leased] = {}  # of each record that is leased and not done
@@ -134,11 +139,15 @@ class Coordinator:
             if self._window is not None and lease.shard.number >= self._open[0] + self._window:
                 return None
             if not lease.alone or not held:
-                del self._ready[place]
-                leased = held[lease.id] = _Leased(lease, who, len(lease.indices))
-                self._owner.update(dict.fromkeys(lease.indices, leased))
-                return lease
+                return self._give(place, who)
         return None
+
+    def _give(self, place: int, who: str) -> Lease:
+        lease = self._ready[place]
+        del self._ready[place]
+        leased = self._held[who][lease.id] = _Leased(lease, who, len(lease.indices))
+        self._owner.update(dict.fromkeys(lease.indices, leased))
+        return lease
 
     def settled(self, indices: Iterable[int]) -> None:
         """These records, which were leased, are done; or they are no records."""
@@ -153,12 +162,19 @@ class Coordinator:
             if not self._left[number]:
                 self._finish(number)
 
+    def held(self, who: str) -> list[Lease]:
+        """What a replica has."""
+        return [leased.lease for leased in self._held[who].values()]
+
     def shard_of(self, index: int) -> int:
         """The number of the shard of a record that is leased and not done."""
         return self._owner[index].lease.shard.number
 
-    def lost(self, who: str) -> int:
+    def lost(self, who: str, *, spared: Container[int] = ()) -> int:
         """A replica is gone, with whatever it held.
+
+        Args:
+            spared: The numbers of shards that are not charged.
 
         Returns:
             How many leases it held: a replica that dies without any has not been killed by a record.
@@ -169,12 +185,51 @@ class Coordinator:
             left = [index for index in lease.indices if self._owner.get(index) is leased]
             for index in left:
                 del self._owner[index]
-            deaths = lease.deaths + 1
-            half = len(left) if deaths < _DIVIDED else (len(left) + 1) // 2
-            fatal = deaths >= _DIVIDED and len(left) == 1
+            deaths = lease.deaths + (lease.shard.number not in spared)
+            divided = deaths >= _DIVIDED and not self._whole
+            half = (len(left) + 1) // 2 if divided else len(left)
+            fatal = divided and len(left) == 1
             for part in filter(None, (left[:half], left[half:])):
                 insort(self._ready, self._lease(lease.shard, part, deaths, fatal=fatal), key=_place)
         return len(held)
+
+    # Whole shards, by their numbers
+
+    def adopt(self, who: str, number: int) -> Lease | None:
+        """Lease a shard to a replica that has it already; none where it does not wait for one."""
+        place = self._waiting(number)
+        return None if place is None else self._give(place, who)
+
+    def give_back(self, number: int) -> None:
+        """Whoever it is leased to does not have it, and has not died."""
+        leased = self._owner.pop(number)
+        lease = self._held[leased.who].pop(leased.lease.id).lease
+        insort(self._ready, self._lease(lease.shard, lease.indices, lease.deaths), key=_place)
+
+    def give_up(self, number: int) -> Lease | None:
+        """Lease a shard that waits to nobody, from now on; none where it does not wait."""
+        place = self._waiting(number)
+        if place is None:
+            return None
+        lease = self._ready[place]
+        del self._ready[place]
+        return lease
+
+    def finish(self, number: int) -> str | None:
+        """A shard that was not done is done, whoever has done it. Who has the lease is told."""
+        leased = self._owner.pop(number, None)
+        if leased is not None:
+            del self._held[leased.who][leased.lease.id]
+        else:
+            self.give_up(number)
+        self._finish(number)
+        return None if leased is None else leased.who
+
+    def _waiting(self, number: int) -> int | None:
+        """Where it stands among those that wait for a replica."""
+        assert self._whole, "a shard that may be in parts"
+        place = bisect_left(self._ready, number, key=_number)
+        return place if place < len(self._ready) and self._ready[place].shard.number == number else None
 
     def _lease(self, shard: Shard, indices: Sequence[int], deaths: int, *, fatal: bool = False) -> Lease:
         self._next_id += 1
@@ -189,3 +244,7 @@ class Coordinator:
 
 def _place(lease: Lease) -> tuple[int, int]:
     return lease.shard.number, lease.indices[0]
+
+
+def _number(lease: Lease) -> int:
+    return lease.shard.number

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from stageflow.commit import Commit, InputMark, Resumption, Spend
-from stageflow.engine.gate import Limiter
+from stageflow.engine.limiter import Limiter
 from stageflow.errors import InputDamaged, RunStopped
 from stageflow.events import Event, StageSnapshot, StopRequested, Warned
 from stageflow.feeding import EarlierRuns, retries_of
@@ -90,7 +90,9 @@ class Fleet:
         self._upstream: Mapping[str, str] = {}
         self._sharder: Sharder
         self._writing: Writing
-        self._rates = Rates(request.plan, request.clock, lambda: [member.name for member in self._members])
+        stages = request.plan.stages.items()
+        limits = {name: limit.rate_per_second for name, stage in stages if (limit := stage.rate_limit) is not None}
+        self._rates = Rates(limits, request.clock, lambda: [member.name for member in self._members])
         self._standing = Standing()
         self._bad: dict[str, int] = {}
         self._fruitless = 0
@@ -103,6 +105,7 @@ class Fleet:
         self._stopping = False
         self._closing = False
         self.begun = False
+        self.given_up: Sequence[int] = ()
         self.blank = 0
         self.max_open = 0
 

@@ -27,6 +27,7 @@ from stageflow.events import Event, RecordDead, RunStarted, StopRequested, Warne
 from stageflow.fingerprint import job_identity
 from stageflow.loader import Job, load
 from stageflow.replicas.dividing import loading
+from stageflow.replicas.granted import GrantedShares
 from stageflow.replicas.leased import LeasedSource
 from stageflow.replicas.messages import (
     Asked,
@@ -159,7 +160,7 @@ class _Replica:
         self._limiters: dict[str, Limiter] = {}
         self._begun = asyncio.Event()
         self._working = False
-        self._newest = 0.0
+        self._shares = GrantedShares(self._limiters)
 
     async def run(self) -> None:
         """Run until there is no more to do, and say so."""
@@ -190,7 +191,7 @@ class _Replica:
     def _start(self) -> None:
         assert self._run.work is not None, "a run that has started has work"
         self._work = self._run.work
-        self._limiters = dict(self._work.limiters())
+        self._limiters.update(self._work.limiters())
         self._wire.send(Ready(job_identity(self._plan), self._work.max_open, self._module))
 
     def _close(self, complete: bool) -> None:
@@ -230,7 +231,7 @@ class _Replica:
     def _begin(self, full: bool) -> None:
         """Ask for work; where there are limits, when the first shares are there: that much of a full bucket is full."""
         if not full:
-            self._share_out(0.0)
+            self._shares.nothing()
         self._begun.set()
         if not self._limiters:
             self._ask_for_work()
@@ -240,21 +241,9 @@ class _Replica:
         self._leases.begin()
 
     def _grant(self, granted: Granted) -> None:
-        self._newest = granted.at
-        for name, share in granted.shares.items():
-            self._limiters[name].set_share(share)
-        left = max(0.0, granted.at + granted.seconds - time.monotonic())
-        asyncio.get_running_loop().call_later(left, self._expire, granted.at)
+        self._shares.take(granted)
         if not self._working:
             self._ask_for_work()
-
-    def _expire(self, granted: float) -> None:
-        if granted == self._newest:  # no newer share has come
-            self._share_out(0.0)
-
-    def _share_out(self, share: float) -> None:
-        for limiter in self._limiters.values():
-            limiter.set_share(share)
 
     # How it stands
 

@@ -18,6 +18,8 @@ Source: D. Bertsekas, R. Gallager, "Data Networks", 1992, 6.5.2 (max-min fair fl
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -37,6 +39,12 @@ _RESERVE: Final = 0.04
 _TURN: Final = 10
 """Lifetimes that a turn lasts at least. After each the share is idle until the next asking, at most a lifetime."""
 
+_FEW: Final = 100
+_STALE: Final = 1e-5
+"""Where there are more replicas than a few, what is fair is found anew after this part of a lifetime for each of them
+beyond those, and not at each asking; how much is free is known exactly. So an asking costs about the same whatever
+their number."""
+
 _ROUNDING: Final = 1e-9
 
 
@@ -49,6 +57,7 @@ class _Holder:
         since: When it was given a share after it had none.
         last: When it gave one back, or joined: who has waited longest comes first.
         new: It has not been granted, or refused, anything yet.
+        counted: Its part of the sum of the shares that are out.
     """
 
     last: float
@@ -59,6 +68,7 @@ class _Holder:
     used: float = 0.0
     since: float = -inf
     new: bool = True
+    counted: float = 0.0
 
     def out(self, now: float) -> float:
         return self.share if self.expires > now else 0.0
@@ -87,6 +97,14 @@ class Shares:
         self._silent_until = silent_until
         self._now = -inf
         self._holders: dict[str, _Holder] = {}
+        self._grants: deque[tuple[float, _Holder]] = deque()  # by when they expire, also those that were replaced
+        self._out = 0.0  # the sum of the shares that are out
+        self._out_count = 0
+        self._stale_at = -inf  # when the following are to be found anew
+        self._whole = 1.0  # less what those hold who have left
+        self._places_away = 0  # how many those are
+        self._fair = inf
+        self._waiting: list[float] = []  # since when those wait that have no share and are hungry, the longest first
 
     def join(self, who: str, now: float) -> None:
         """A replica begins: it counts as hungry from now on, so that those who ask before it leave it its part."""
@@ -94,11 +112,13 @@ class Shares:
         self._forget(now)
         holder = self._holders.setdefault(who, _Holder(now, now))
         holder.seen, holder.wants, holder.new = now, inf, True
+        self._stale_at = -inf
 
     def leave(self, who: str) -> None:
         """A replica asks no more. Its share is out until it expires."""
         if who in self._holders:
             self._holders[who].seen = -inf
+            self._stale_at = -inf
 
     def outstanding(self, now: float) -> float:
         """The sum of the shares that are out."""
@@ -116,26 +136,59 @@ class Shares:
             The share, from 0 to 1, for ``lifetime`` seconds from when this was sent.
         """
         now = self._look(now)
-        me = self._holders.setdefault(who, _Holder(now, now))
+        if who not in self._holders:
+            self._holders[who] = _Holder(now, now)
+            self._stale_at = -inf
+        me = self._holders[who]
         me.seen, me.used = now, max(min(used, 1.0), me.used * _MEMORY)
         me.wants = inf if waiting or me.new else self._kept(me)
         if now < self._silent_until:
             return 0.0
-        others = [holder for holder in self._holders.values() if holder is not me]
-        free = 1.0 - sum(holder.out(now) for holder in others)
-        granted = min(self._wanted(me, others, now), free)
+        if now >= self._stale_at:
+            self._count(now)
+        granted = min(self._wanted(me, now), 1.0 - (self._out - me.counted))
         if granted < max(self._smallest - _ROUNDING, _ROUNDING):
             granted = 0.0
+        self._grant(me, granted, now)
+        return granted
+
+    def _grant(self, me: _Holder, granted: float, now: float) -> None:
         if not granted and me.share:
             me.last = now
-        if granted and not me.out(now):
+        if granted and not me.counted:
             me.since = now
+        self._take(me, granted)
         me.share, me.expires, me.new = granted, now + self._lifetime, False
-        return granted
+        self._grants.append((me.expires, me))
 
     def _look(self, now: float) -> float:
         self._now = max(self._now, now)
+        while self._grants and self._grants[0][0] <= self._now:
+            _, holder = self._grants.popleft()
+            if holder.expires <= self._now:
+                self._take(holder, 0.0)
         return self._now
+
+    def _take(self, holder: _Holder, share: float) -> None:
+        """It has this much of the whole from now on."""
+        self._out += share - holder.counted
+        self._out_count += (share > 0) - (holder.counted > 0)
+        holder.counted = share
+
+    def _count(self, now: float) -> None:
+        """Look at all replicas: what is fair, and who waits. The sum of shares is made exact again, too."""
+        here, self._whole, self._out, self._places_away = [], 1.0, 0.0, 0
+        for holder in self._holders.values():
+            self._out += holder.counted
+            if now - holder.seen <= self._lifetime:
+                here.append(holder)
+            else:
+                self._whole -= holder.counted
+                self._places_away += holder.counted > 0
+        self._fair = _fair([holder.wants for holder in here], self._whole)
+        if self._fair < self._smallest - _ROUNDING:
+            self._waiting = sorted(holder.last for holder in here if holder.wants == inf and not holder.counted)
+        self._stale_at = now + self._lifetime * _STALE * max(0, len(self._holders) - _FEW)
 
     def _forget(self, now: float) -> None:
         """Of a replica that does not ask any more nothing is to be known once its share has expired."""
@@ -149,22 +202,18 @@ class Shares:
             return 0.0
         return max(_MARGIN * me.used, reserve, self._smallest)
 
-    def _wanted(self, me: _Holder, others: list[_Holder], now: float) -> float:
-        here = [holder for holder in others if now - holder.seen <= self._lifetime]
-        whole = 1.0 - sum(holder.out(now) for holder in others if now - holder.seen > self._lifetime)
-        fair = _fair([me.wants, *(holder.wants for holder in here)], whole)
-        if fair >= self._smallest - _ROUNDING:
-            return min(me.wants, fair)
-        places = max(1, int(whole / self._smallest + _ROUNDING))
-        return whole / places if self._has_turn(me, here, places, now) else 0.0
+    def _wanted(self, me: _Holder, now: float) -> float:
+        if self._fair >= self._smallest - _ROUNDING:
+            return min(me.wants, self._fair)
+        places = max(1, int(self._whole / self._smallest + _ROUNDING))
+        return self._whole / places if self._has_turn(me, places, now) else 0.0
 
-    def _has_turn(self, me: _Holder, others: list[_Holder], places: int, now: float) -> bool:
-        waiting = [holder for holder in others if holder.wants == inf and not holder.out(now)]
-        if me.wants < inf and waiting:
+    def _has_turn(self, me: _Holder, places: int, now: float) -> bool:
+        if me.wants < inf and self._waiting:
             return False  # who needs nothing at the moment makes room at once, and queues again
-        if me.out(now):
+        if me.counted:
             return now - me.since < self._turn
-        before = sum(holder.last < me.last for holder in waiting) + sum(holder.out(now) > 0 for holder in others)
+        before = bisect_left(self._waiting, me.last) + self._out_count - self._places_away
         return before < places and me.wants > 0
 
 

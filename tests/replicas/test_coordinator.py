@@ -102,14 +102,95 @@ def test_after_two_deaths_a_lease_is_alone_then_halved_and_its_last_record_named
     assert own.finished
 
 
+def whole(shards: int, who: str) -> Coordinator:
+    """One index to each shard, its number."""
+    own = Coordinator(whole=True)
+    for number in range(shards):
+        own.add(Shard(number, (number,)))
+    own.closed = True
+    for name in who:
+        own.join(name)
+    return own
+
+
+def numbers(own: Coordinator, who: str) -> list[int]:
+    """All that a replica is leased."""
+    return [lease.shard.number for lease in iter(lambda: own.lease(who), None)]
+
+
+def test_a_whole_shard_is_alone_and_never_divided_whoever_dies_of_it() -> None:
+    own = whole(2, "abcdefg")
+    for deaths, who in enumerate("abcdef"):
+        lease = leased(own, who)
+        assert (list(lease.indices), lease.deaths, lease.fatal) == ([0], deaths, False)
+        assert lease.alone is (deaths >= 2)
+        assert own.lost(who) == 1
+    assert numbers(own, "g") == [0]
+
+
+def test_the_shards_that_are_spared_are_not_charged_with_a_death() -> None:
+    own = whole(3, "ab")
+    assert numbers(own, "a") == [0, 1, 2]
+    own.lost("a", spared={0, 2})
+    assert numbers(own, "b") == [0, 1, 2]
+    assert [lease.deaths for lease in own.held("b")] == [0, 1, 0]
+
+
+def test_a_shard_that_waits_is_adopted_by_whoever_has_it_and_no_other_is() -> None:
+    own = whole(4, "ab")
+    assert leased(own, "a").shard.number == 0
+    own.finish(3)
+    adopted = own.adopt("b", 2)
+    assert adopted is not None
+    assert [own.adopt("b", number) for number in (0, 2, 3, 4)] == [None] * 4
+    assert numbers(own, "a") == [1]
+    assert own.lost("b") == 1
+    assert numbers(own, "a") == [2]
+
+
+def test_what_is_given_back_goes_to_its_place_and_nobody_has_died() -> None:
+    own = whole(3, "ab")
+    assert numbers(own, "a") == [0, 1, 2]
+    for number in (2, 0):
+        own.give_back(number)
+    assert [lease.shard.number for lease in own.held("a")] == [1]
+    assert numbers(own, "b") == [0, 2]
+    assert {lease.deaths for lease in own.held("b")} == {0}
+
+
+def test_a_shard_that_is_given_up_is_leased_to_nobody_and_is_to_be_done_all_the_same() -> None:
+    own = whole(2, "a")
+    given_up = own.give_up(0)
+    assert given_up is not None
+    assert given_up.shard.number == 0
+    assert own.give_up(0) is None
+    assert numbers(own, "a") == [1]
+    assert own.finish(1) == "a"
+    assert not own.finished
+    assert own.finish(0) is None
+    assert own.finished
+
+
+@pytest.mark.parametrize("leased_to", ["a", None])
+def test_a_shard_is_done_whoever_has_it(leased_to: str | None) -> None:
+    own = whole(2, "ab")
+    if leased_to:
+        leased(own, leased_to)
+    assert own.finish(0) == leased_to
+    assert own.held("a") == []
+    assert (own.done, own.ready) == ([0], 1)
+    assert numbers(own, "b") == [1]
+
+
 @pytest.mark.parametrize(
     "broken",
     [
         lambda own: own.join("a"),
         lambda own: own.add(Shard(7, range(9))),
         lambda own: Coordinator.add(_open_one(), Shard(3, range(9))),
+        lambda own: own.adopt("a", 0),
     ],
-    ids=["two of one name", "behind the end", "out of order"],
+    ids=["two of one name", "behind the end", "out of order", "a shard that may be in parts"],
 )
 def test_a_broken_promise_is_an_assertion(broken) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(AssertionError):

@@ -187,6 +187,42 @@ def test_a_share_that_is_left_is_out_until_it_expires_also_for_one_that_comes_ba
     assert shares.ask("b", 1.0, used=0.0, waiting=True) == 0.5
 
 
+def test_among_many_the_hungry_have_even_parts_of_what_the_others_leave() -> None:
+    """What is fair is found anew from time to time only, and never more than the whole is out."""
+    replicas = Replicas([inf] * 200 + [0.001] * 100, jitter=0.5)
+    replicas.run(4.0)
+    assert replicas.held[200:] == pytest.approx([0.0012] * 100)
+    assert replicas.held[:200] == pytest.approx([0.88 / 200] * 200, rel=0.02)
+    replicas.demand[:100] = [0.0] * 100
+    replicas.run(4.0)
+    assert replicas.held[100:200] == pytest.approx([0.85 / 100] * 100, rel=0.03)
+    replicas.join(inf)
+    replicas.run(4 * ASKING)
+    assert replicas.held[-1] == pytest.approx(replicas.held[150], rel=0.02)
+
+
+def test_among_many_few_have_their_turn_at_a_time() -> None:
+    replicas = Replicas([inf] * 120, smallest=0.02, jitter=0.5)
+
+    def check() -> None:
+        assert sum(held > 0 for held in replicas.held) <= 50
+
+    replicas.run(35.0, check)
+    assert sum(replicas.had) >= 0.95 * 35.0
+    assert min(replicas.had) > 0, "one had no turn"
+
+
+def test_who_has_left_takes_no_place_of_those_that_are_left_where_there_are_turns() -> None:
+    shares = Shares(lifetime=1.0, smallest=0.3)
+    for who in "abcd":
+        shares.join(who, 0.0)
+    for who in "ab":
+        assert shares.ask(who, 0.1, used=0.0, waiting=True) == pytest.approx(1 / 3)
+    shares.leave("a")
+    assert shares.ask("c", 0.2, used=0.0, waiting=True) == pytest.approx(1 / 3)
+    assert shares.ask("d", 0.2, used=0.0, waiting=True) == 0.0
+
+
 class Asking(RuleBasedStateMachine):
     """Joins, askings, leaves, losses and clock jumps in any order: more than the whole is never out."""
 

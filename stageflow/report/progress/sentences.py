@@ -41,6 +41,8 @@ def dead_line(letter: dict[str, Any], dead: str | None) -> str:
     error = letter.get("error") or {"type": "an unknown error"}
     line = letter.get("line")
     record = f"record {letter.get('index')}" + ("" if line is None else f" (line {line})")
+    if "shard" in letter:
+        record = f"line {line} of shard {letter['shard']} ({letter.get('path')})"
     stage = letter.get("stage")
     what = "could not be read" if stage is None else f"failed at {stage}"
     why = ": ".join(str(error[key]) for key in ("type", "message") if error.get(key))
