@@ -86,7 +86,8 @@ def measure(settings: Settings) -> workload.Report:
     def once(name: str) -> Run:
         return settings.run(asked(ways[name], records, seconds, next(seeds[name])))
 
-    runs = workload.in_turns({name: lambda name=name: once(name) for name in ways}, rounds=settings.size(5, 1, 1))
+    contenders = {name: lambda name=name: once(name) for name in ways}
+    runs = workload.in_turns(contenders, rounds=settings.size(5, 1, 1), warm_up=settings.mode == "full")
     for name, found in runs.items():
         row = {f"p{100 * q:g}": statistics.median(run.quantile(q) for run in found) for q in (0.5, 0.995, 0.999)}
         row |= {"us/record": statistics.median(run.cpu for run in found) / records * 1e6}

@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, run in (("bare", shop.bare), ("stageflow", shop.ours))
             for count in (1, 2)
         }
-        took = in_turns(contenders, rounds=settings.size(5, 3, 1), warm_up=settings.mode != "tiny")
+        took = in_turns(contenders, rounds=settings.size(5, 3, 1), warm_up=settings.mode == "full")
     walls = {name: [each.wall for each in rounds] for name, rounds in took.items()}
     bare, ours = (ratio(walls[f"{name}, 1"], walls[f"{name}, 2"]) for name in ("bare", "stageflow"))
     report = Report(

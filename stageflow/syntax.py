@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import copy
 import functools
+import gc
 import inspect
 import linecache
 import os
@@ -82,9 +83,23 @@ def _parsed(text: str) -> ast.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what there is to say was said when the job was imported
         try:
-            return ast.parse(text) if text else None
+            return _tree(text) if text else None
         except SyntaxError:  # edited since then
             return None
+
+
+def _tree(text: str) -> ast.Module:
+    """``ast.parse``, which CPython 3.11 before 3.11.8 fails in where the collector has something else parsed meanwhile.
+
+    As it does for the traceback of a task that nobody waited for: python/cpython#106905. So it has to wait.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text)
+    finally:
+        if before:
+            gc.enable()
 
 
 def _file_of(code: CodeType, names: Mapping[str, Any]) -> str:

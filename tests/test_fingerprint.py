@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
+import gc
 import os
 import re
 import subprocess
@@ -489,3 +491,29 @@ def test_a_changed_file_is_above_every_stage(bench: Bench) -> None:
     other = dataclasses.replace(identity, files={"prompt.txt": "0" * 16})
     before, now = upstream_digests(identity, plan), upstream_digests(other, plan)
     assert {name for name in now if now[name] != before[name]} == set(plan.stages)
+
+
+class Parses:
+    """Garbage that has something parsed when it is collected, as a task does whose traceback is printed then."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        ast.parse("(\n" + "-" * 30 + "x\n)")
+
+
+def test_what_is_parsed_while_garbage_is_collected_is_no_concern_of_it(bench: Bench) -> None:
+    plan = bench.pipeline().plan()
+    before = job_identity(plan)
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    try:
+        for _ in range(10):
+            garbage = [Parses() for _ in range(30)]
+            del garbage
+            assert job_identity(plan) == before
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+    assert gc.isenabled()

@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,12 +106,18 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def imports(tree: ast.AST) -> tuple[str, ...]:
     """Everything that is imported anywhere in it, inside functions and for types only, too; the names as well."""
+    return tuple(_imports(tree))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -123,9 +130,8 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 def own(tree: ast.AST) -> set[str]:
     """The modules of the package that are imported, as names below it."""
-    known = {name for name, _ in modules()}
     names = {name.removeprefix(PACKAGE).removeprefix(".") for name in imports(tree) if name.split(".")[0] == PACKAGE}
-    return {name for name in names if name in known and name}
+    return {name for name in names if name in MODULES and name}
 
 
 def part(module: str) -> str:

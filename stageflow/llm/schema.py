@@ -82,7 +82,13 @@ def _validator(schema: dict[str, Any]) -> Any:
     try:
         return jsonschema_rs.validator_for(schema, retriever=_nowhere)
     except ValueError as error:
-        raise TypeError(f"schema= is no JSON schema: {str(error)[:_SAID_CHARS]}") from None
+        raise TypeError(f"schema= is no JSON schema: {_shortened(str(error))}") from None
+
+
+def _shortened(said: str) -> str:
+    """Without its middle: it begins with what is wrong, an address of any length may follow, and the reason is last."""
+    half = _SAID_CHARS // 2
+    return said if len(said) <= _SAID_CHARS else f"{said[:half]} ... {said[-half:]}"
 
 
 def _nowhere(address: str) -> NoReturn:

@@ -142,7 +142,8 @@ def test_values_are_compared_where_that_is_asked_for(folder: Folder, chaos: Chao
 
 
 def test_a_record_that_comes_to_something_else_is_named(chaos: Chaos) -> None:
-    told = chaos('@pipeline.stage\nasync def s(n, twice):\n    return drop("") if killed and n == 5 else n\n', "--yes")
+    other = '@pipeline.stage\nasync def s(n, twice):\n    return drop("") if killed and n == 5 else n\n'
+    told = chaos(other, "--kills", "2", "--yes")
     assert told.code == 3
     assert "record 5: written undisturbed, dropped after kills" in told.out
     assert told.error[-2] == "stageflow: error: 1 record differs"

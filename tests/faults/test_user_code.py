@@ -768,7 +768,7 @@ def test_row_62_a_hung_thread_is_left_behind_and_the_others_find_as_many_as_befo
             yield {"n": n}
 
     try:
-        ended = run(one_stage(x, max_in_flight=2, timeout=10.0), records(), thread_seconds=0.2)
+        ended = run(one_stage(x, max_in_flight=2, timeout=10.0), records(), thread_seconds=0.6)
     finally:
         let_go.set()
 
@@ -805,7 +805,7 @@ def test_row_62_a_generator_in_a_hung_thread_is_timed_out_as_any_other() -> None
             let_go.wait()
 
     try:
-        ended = run(one_stage(x, timeout=10.0), 3, thread_seconds=0.2)
+        ended = run(one_stage(x, timeout=10.0), 3, thread_seconds=0.6)
     finally:
         let_go.set()
 

@@ -141,7 +141,8 @@ def test_what_is_no_schema_is_a_mistake_of_the_job(schema: Any) -> None:
 
 
 def test_a_schema_has_no_files_read(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "text.json"
+    elsewhere = tmp_path / ("a-long-name" * 20) / "text.json"
+    elsewhere.parent.mkdir()
     elsewhere.write_text('{"type": "string"}')
     with pytest.raises(TypeError, match="nothing outside itself"):
         schema_of({"$ref": elsewhere.as_uri()})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 __all__ = ["Expected", "Shape", "StageShape", "expected", "random_shape", "smallest"]
@@ -26,6 +27,11 @@ class StageShape:
     depends_on: tuple[str, ...] = ()
     max_in_flight: int = 1
     queue_size: int = 1
+
+
+@cache  # many tests ask for the same, and to seed a generator takes long
+def _delay(seed: int, stage: str, index: int) -> float:
+    return random.Random(f"{seed} {stage} {index}").choice(DELAYS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Shape:
 
     def delay(self, stage: str, index: int) -> float:
         """How long the call takes, in virtual seconds."""
-        return random.Random(f"{self.delays} {stage} {index}").choice(DELAYS)
+        return _delay(self.delays, stage, index)
 
     @property
     def seconds(self) -> float:

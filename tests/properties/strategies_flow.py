@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -156,39 +156,52 @@ class Flow:
         }
 
     def delay(self, what: str, place: Place) -> float:
-        return random.Random(f"{self.seed} {what} {place} takes").choice(DELAYS)
+        return _delay(self.seed, what, place)
 
     def fate(self, name: str, place: Place) -> Fate:
-        """What befalls the item at the stage. Each trouble is drawn by itself, so that one can be taken away."""
+        """What befalls the item at the stage."""
         stage = self.by_name[name]
+        return _fate(self.seed, name, place, stage.attempts, stage.batch is not None, stage.fans_out, stage.troubles)
 
-        def strikes(trouble: str, share: float) -> bool:
-            drawn = random.Random(f"{self.seed} {name} {place} {trouble}").random() < share
-            return trouble in stage.troubles and drawn
 
-        draw = random.Random(f"{self.seed} {name} {place}")
-        # Who is in a batch with whom is up to timing, and so is how many attempts that costs: there, what does not
-        # fail for ever recovers before the attempts are used up.
-        bad = draw.choice(
-            [*range(1, stage.attempts), FOREVER] if stage.batch else [*range(1, stage.attempts + 1), FOREVER]
-        )
-        mostly: tuple[Way, ...] = ("value", "value", "value", "done", "drop")
-        ways = [draw.choice(mostly) for _ in range(draw.choice((0, 1, 2, 2, 3)))]
-        fails, hangs = strikes("fails", 0.4 if stage.batch else 0.3), strikes("hangs", 0.1)
-        breaks = strikes("breaks", 0.3) and stage.fans_out and bool(ways)
-        way: Way = "value"
-        if not stage.fans_out:
-            way = "drop" if strikes("drop", 0.25) else "done" if strikes("done", 0.2) else "value"
-        allowed = {"value"} | ({"done", "drop"} & stage.troubles)
-        return Fate(
-            wanted=not strikes("unwanted", 0.3),
-            seconds=self.delay(name, place),
-            bad=bad if fails or hangs else 0,
-            hangs=hangs,
-            way=way,
-            children=tuple(each if each in allowed else "value" for each in ways) if stage.fans_out else (),
-            breaks=breaks,
-        )
+# Both are asked for many times and by many tests, and to seed a generator takes longer than a stage takes for an item.
+
+
+@cache
+def _delay(seed: int, what: str, place: Place) -> float:
+    return random.Random(f"{seed} {what} {place} takes").choice(DELAYS)
+
+
+@cache
+def _fate(
+    seed: int, name: str, place: Place, attempts: int, batch: bool, fans_out: bool, troubles: frozenset[str]
+) -> Fate:
+    """Each trouble is drawn by itself, so that one can be taken away."""
+
+    def strikes(trouble: str, share: float) -> bool:
+        return trouble in troubles and random.Random(f"{seed} {name} {place} {trouble}").random() < share
+
+    draw = random.Random(f"{seed} {name} {place}")
+    # Who is in a batch with whom is up to timing, and so is how many attempts that costs: there, what does not
+    # fail for ever recovers before the attempts are used up.
+    bad = draw.choice([*range(1, attempts), FOREVER] if batch else [*range(1, attempts + 1), FOREVER])
+    mostly: tuple[Way, ...] = ("value", "value", "value", "done", "drop")
+    ways = [draw.choice(mostly) for _ in range(draw.choice((0, 1, 2, 2, 3)))]
+    fails, hangs = strikes("fails", 0.4 if batch else 0.3), strikes("hangs", 0.1)
+    breaks = strikes("breaks", 0.3) and fans_out and bool(ways)
+    way: Way = "value"
+    if not fans_out:
+        way = "drop" if strikes("drop", 0.25) else "done" if strikes("done", 0.2) else "value"
+    allowed = {"value"} | ({"done", "drop"} & troubles)
+    return Fate(
+        wanted=not strikes("unwanted", 0.3),
+        seconds=_delay(seed, name, place),
+        bad=bad if fails or hangs else 0,
+        hangs=hangs,
+        way=way,
+        children=tuple(each if each in allowed else "value" for each in ways) if fans_out else (),
+        breaks=breaks,
+    )
 
 
 def random_flow(seed: int) -> Flow:

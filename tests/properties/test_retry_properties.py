@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from flow_runs import Job, holds_anew, text_of
@@ -32,11 +33,16 @@ class Mended(Flow):
 
     def fate(self, name: str, place: Place) -> Fate:
         fate, stage = super().fate(name, place), self.by_name[name]
-        if random.Random(f"{self.seed} {name} {place} mended").random() >= self.share:
+        if _drawn(self.seed, name, place) >= self.share:
             return fate
         if fate.bad >= stage.attempts and stage.on_error == "dead_letter":
             fate = replace(fate, bad=0)
         return replace(fate, breaks=False)
+
+
+@cache  # it is asked for many times, and to seed a generator takes long
+def _drawn(seed: int, name: str, place: Place) -> float:
+    return random.Random(f"{seed} {name} {place} mended").random()
 
 
 def mended(flow: Flow, share: float = 1.0) -> Mended:

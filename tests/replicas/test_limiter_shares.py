@@ -17,12 +17,12 @@ from stageflow.testing import run_virtual
 ASKING = 0.25
 LIFETIME = 1.0
 LIMITS = [
-    (RateLimit(per_second=1000), 10),
+    (RateLimit(per_second=1000), 7),
     (RateLimit(per_second=20), 60),
     (RateLimit(per_second=2), 300),
     (RateLimit(per_second=1), 300),
     (RateLimit(per_minute=12), 1200),
-    (RateLimit(per_minute=1), 3600),
+    (RateLimit(per_minute=1), 1800),
 ]
 """And for how many seconds each is tried."""
 

@@ -115,7 +115,8 @@ def outcome(call: Callable[[], RunReport]) -> dict[str, Any]:
 def test_odd_inputs(runs: Runs, name: str) -> None:
     (runs.folder / "in.jsonl").write_bytes(INPUTS[name])
     alone, told = outcome(lambda: runs("alone.jsonl")), [*runs.told]
-    assert outcome(lambda: runs("out.jsonl", processes=3)) == alone
+    processes = 3 if name == "many" else 2  # an interpreter more is most of what a test here takes
+    assert outcome(lambda: runs("out.jsonl", processes=processes)) == alone
     assert runs.told == told
     there = [(runs.folder / each).exists() for each in ("alone.jsonl", "out.jsonl")]
     assert there[0] == there[1]

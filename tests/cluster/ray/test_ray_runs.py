@@ -14,7 +14,7 @@ import pytest
 from clusters import Workbench, is_there, until
 
 pytest.importorskip("ray.cluster_utils", reason="needs stageflow[ray]")
-pytestmark = [pytest.mark.timeout(180), pytest.mark.ray]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
 RECORDS = 6_000
 PER_SECOND = 1_600
