@@ -104,6 +104,7 @@ def test_the_same_as_json(made: Made, capsys: pytest.CaptureFixture[str]) -> Non
         (2**22 + 1, "elsewhere", 3, True),
         (os.getpid(), socket.gethostname(), 300, False),
     ],
+    ids=["here", "gone", "elsewhere", "silent"],
 )
 def test_who_was_heard_of_and_is_alive_holds_it(
     made: Made, capsys: pytest.CaptureFixture[str], pid: int, host: str, ago: float, running: bool
