@@ -7,7 +7,8 @@
 A job with one stage asks ``stageflow testserver``, a process of its own, from a file to a file with its ledger: 20,000
 records, 1,000 calls in flight, 50 ms each. Faults of every kind strike 20 % of the calls: refusals, connections that
 are reset before, after and within the answer, answers that are cut, garbled, mislabelled, empty, slow, or never come.
-(Not those two that are to stop a run: a key that is refused and a quota that is used up.)
+(Not those two that are to stop a run: a key that is refused and a quota that is used up. Nor those that only a stream
+can have: of one that breaks off behind its usage the client knows what it cost, while the server counts it as lost.)
 
 What has to be right, or nothing is told:
 
@@ -59,6 +60,7 @@ FAULTS: Final[tuple[dict[str, Any], ...]] = (
     {"do": "cut_body"},
     {"do": "truncated_json"},
     {"do": "invalid_json"},
+    {"do": "stall"},
     {"do": "content_type"},
     {"do": "empty_choices"},
     {"do": "slow_body", "bytes": 128, "pause": 0.01},
