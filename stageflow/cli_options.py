@@ -103,6 +103,12 @@ _ENGINE_OPTIONS: Final = (
         metavar="N",
         help="The same of its GPUs.",
     ),
+    click.option(
+        "--model-actors",
+        metavar="[STAGE=]N",
+        multiple=True,
+        help="Processes on the cluster for a stage with gpus=, which all replicas call.  [default: 1]",
+    ),
 )
 
 _WORDS: Final = {"max_in_flight": "--max-in-flight", "queue_size": "--queue-size", "pairs": "--set", "params": "-p"}

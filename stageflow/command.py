@@ -105,7 +105,8 @@ def run_job(reference: str, input_: str | Files, output: str, given: Mapping[str
         {
             **{name: given[name] for name in _AS_GIVEN},
             "cache": _cache(given),
-            "max_in_flight_total": _totals(given["max_in_flight_total"]),
+            "max_in_flight_total": _amounts(given, "max_in_flight_total"),
+            "model_actors": _amounts(given, "model_actors") or 1,
             "dead": given["dead"] if sharded else dead or _Told(),
             "max_failure_rate": parse_rate(given["max_failure_rate"]) if given["max_failure_rate"] else None,
             "listeners": (progress,),
@@ -147,11 +148,12 @@ def _dead_of(output: str, *, sharded: bool) -> str:
     return f"{output.rstrip('/')}/dead/" if sharded else f"{output}.dead.jsonl"
 
 
-def _totals(given: Sequence[str]) -> int | dict[str, int] | None:
-    """What ``--max-in-flight-total`` says, as the option from Python does."""
-    found = {each.stage: each.value for each in from_amounts("max_in_flight", given, "--max-in-flight-total")}
+def _amounts(given: Mapping[str, Any], name: str) -> int | dict[str, int] | None:
+    """What an option such as ``--max-in-flight-total`` says, as the one from Python does."""
+    option = f"--{name.replace('_', '-')}"
+    found = {each.stage: each.value for each in from_amounts(name, given[name], option)}
     if None in found and len(found) > 1:
-        raise RequestError("--max-in-flight-total is given for every stage, and for one", hint="give it by stage")
+        raise RequestError(f"{option} is given for every stage, and for one", hint="give it by stage")
     return found.get(None) if None in found or not found else {str(stage): value for stage, value in found.items()}
 
 

@@ -4,9 +4,9 @@
   batched.
 * **The rest** is the job file without its stages: helper functions, prompts, constants.
 * **What only sets the pace is left out** there: ``max_in_flight``, ``queue_size``, ``timeout``, ``retry``, ``hedge``,
-  ``rate_limit``, ``run``, and the arguments of ``RateLimit``, ``Retry``, ``Hedge`` and ``Batch``. So are prices, and
-  what a stage says of its calls' cost, and what stands under ``if __name__ == "__main__":``, since it says how the
-  job is run.
+  ``rate_limit``, ``run``, ``gpus``, and the arguments of ``RateLimit``, ``Retry``, ``Hedge`` and ``Batch``. So are
+  prices, and what a stage says of its calls' cost, and what stands under ``if __name__ == "__main__":``, since it says
+  how the job is run.
 * **Other files** count where the job names them, ``Pipeline(files=["prompts.py", "prompt.txt"])``; modules that it
   imports do not by themselves, nor do values that a function has closed over.
 

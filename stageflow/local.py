@@ -99,6 +99,7 @@ class LocalWork:
             clock=request.clock,
             run_id=found.run,
             child_setups=self._children,
+            elsewhere=request.models,
             debug=options.debug,
             budget=Budget(amount_of(options.budget), found.spend.most) if options.budget is not None else None,
             spent=found.spend,

@@ -85,6 +85,8 @@ class Options:
         max_shard_attempts: Replicas that may die of a shard before it is given up, >= 1.
         env: Names of variables that replicas are to have as they are here; their values are kept in no file.
         replica_cpus, replica_gpus: What a replica takes of its node, by Ray's count.
+        model_actors: Processes that make the calls of a stage with ``gpus``, for all replicas on a Ray cluster: a
+            number for every such stage, or one by stage name.
         debug: Warn of handlers that change values they share with other stages; slow.
         listeners: Hear of every event.
     """
@@ -123,6 +125,7 @@ class Options:
     env: Sequence[str] = ()
     replica_cpus: float = 1.0
     replica_gpus: float = 0.0
+    model_actors: Amounts = 1
     debug: bool = False
     listeners: Sequence[Listener] = ()
 
@@ -154,6 +157,10 @@ class Options:
             value = getattr(options, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise RequestError(f"{name} must be a positive integer, not {value!r}")
+        counts = options.model_actors
+        for value in counts.values() if isinstance(counts, Mapping) else (counts,):
+            if not isinstance(value, int) or value < 1:
+                raise RequestError(f"model_actors must be positive integers, not {value!r}")
         if options.order not in (None, "input", "completion"):
             raise RequestError(f'order must be "input" or "completion", not {options.order!r}')
         if options.engine not in ("local", "ray", "static"):

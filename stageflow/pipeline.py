@@ -103,7 +103,8 @@ class Pipeline:
         Args:
             settings: ``name`` (default: the function's), ``max_in_flight`` (calls in progress at once; 16),
                 ``queue_size`` (items that may wait in front of it; ``max(64, max_in_flight)``), ``run`` (``"async"``,
-                ``"thread"``, ``"process"``, ``"inline"``; by the kind of the function), ``on_error``
+                ``"thread"``, ``"process"``, ``"inline"``; by the kind of the function), ``gpus`` (what one
+                process of a stage with ``run="process"`` takes on a cluster; none), ``on_error``
                 (``"dead_letter"``, ``"skip"``, ``"abort"`` or ``degrade(...)``), ``timeout`` (seconds per attempt;
                 600), ``retry`` (a :class:`Retry` or the number of attempts), ``hedge`` (a :class:`Hedge` or the most
                 extra calls as a share: a call that takes long is made a second time, which says that the stage is

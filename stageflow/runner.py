@@ -18,6 +18,7 @@ from stageflow.caching import cache_path, check_cache
 from stageflow.commit import InputIdentity, OpenRequest, Resumption
 from stageflow.counters import RunCounters
 from stageflow.ends import NO_JOB, ends_of, look_ahead, source_of, spooled
+from stageflow.engine.targets import Elsewhere
 from stageflow.errors import StageflowError, StorageError
 from stageflow.events import Event, Resumed, RunEnded, RunStarted, Snapshot, StopRequested, Warned
 from stageflow.feeding import EarlierRuns
@@ -48,6 +49,7 @@ class Run:
         source, sink: As for :meth:`stageflow.Pipeline.run`.
         prepare: Makes the job's module importable in a worker process; ``None`` where it is anyway.
         elsewhere: Where another process finds the job, with further settings.
+        models: Where stages with ``gpus`` run, if not in processes of this machine.
 
     Raises:
         RequestError: The source or the sink is nothing that can be read or written, or there is a budget for a job of
@@ -62,12 +64,14 @@ class Run:
         options: Options,
         prepare: Callable[[], object] | None = None,
         elsewhere: Callable[[Sequence[Override]], JobOrigin] | None = None,
+        models: Elsewhere | None = None,
     ) -> None:
         if options.budget is not None:
             refuse_unreservable(plan)
         self.plan = plan
         self._prepare = prepare
         self._elsewhere = elsewhere
+        self._models = models
         self._options = options
         self._sharded = _sharded(plan, source, sink, options, self.stop)
         if self._sharded is not None:
@@ -145,6 +149,7 @@ class Run:
             emit=self._emit,
             warn=self.warn,
             stop=self.stop,
+            models=self._models,
         )
         if self._sharded is not None:
             return self._sharded.work(request, self._prepare, self._elsewhere)

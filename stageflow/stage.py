@@ -66,6 +66,7 @@ class Stage:
     Args:
         parameters: What the handler is called with, in its own order.
         dependencies: The stages it comes after, each once, in the order in which they were named.
+        gpus: What one process of it takes of a machine, where the run is on a cluster; ``None``: it takes none.
         timeout: Seconds per attempt.
         cache: Whether its results are kept over runs, and looked up before a call.
         model: Whose price holds for its calls, where they do not tell another.
@@ -83,6 +84,7 @@ class Stage:
     max_in_flight: int
     queue_size: int
     run: Run
+    gpus: float | None
     on_error: OnError
     timeout: float
     retry: Retry | None
@@ -146,6 +148,10 @@ def _seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
+def _gpus(value: Any) -> bool:
+    return value is None or (_seconds(value) and (value < 1 or value == int(value)))
+
+
 def _tokens(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return len(value) == 2 and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
@@ -156,6 +162,7 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "max_in_flight": (_positive, "a positive integer"),
     "queue_size": (_positive, "a positive integer"),
     "run": (lambda value: value in get_args(Run), "one of " + ", ".join(map(repr, get_args(Run)))),
+    "gpus": (_gpus, "a number of GPUs, more than 0: whole ones, or a part of one"),
     "on_error": (
         lambda value: isinstance(value, Degrade) or value in ("dead_letter", "skip", "abort"),
         '"dead_letter", "skip", "abort" or degrade(...)',
@@ -184,6 +191,7 @@ _DEFAULTS_IN_WORDS: Final[Mapping[str, str]] = {
     "max_in_flight": str(DEFAULT_MAX_IN_FLIGHT),
     "queue_size": f"max({SMALLEST_DEFAULT_QUEUE}, max_in_flight)",
     "run": '"async" for an async function, "thread" for a plain one',
+    "gpus": "none",
     "on_error": '"dead_letter"',
     "timeout": f"{DEFAULT_TIMEOUT:g}",
     "retry": "none",

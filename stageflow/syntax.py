@@ -23,7 +23,7 @@ from stageflow.policies.redact import SECRET_NAME
 
 __all__ = ["Sources", "code_of", "is_main", "last_name", "rest_of", "stable", "text_of", "unwrapped"]
 
-_PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "hedge", "rate_limit", "run"})
+_PACE: Final = frozenset({"max_in_flight", "queue_size", "timeout", "retry", "hedge", "rate_limit", "run", "gpus"})
 """Arguments that set the pace, of whatever call."""
 
 _PACE_CALLS: Final = frozenset({"RateLimit", "Retry", "Hedge", "Batch", "Price"})

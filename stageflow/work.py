@@ -10,6 +10,7 @@ from stageflow.commit import Resumption
 from stageflow.counters import RunCounters, StageCounters
 from stageflow.ends import Ends
 from stageflow.engine.limiter import Limiter
+from stageflow.engine.targets import Elsewhere
 from stageflow.errors import InputDamaged, StageflowError
 from stageflow.events import Event, StageSnapshot
 from stageflow.options import Options
@@ -53,6 +54,7 @@ class WorkRequest:
         emit: Where events go.
         warn: Tells the user something.
         stop: Stops the run.
+        models: Where stages with ``gpus`` run, if not in processes of this machine.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class WorkRequest:
     emit: Callable[[Event], None]
     warn: Callable[[str], None]
     stop: Callable[[StageflowError], None]
+    models: Elsewhere | None = None
 
 
 class Work(Protocol):

@@ -117,6 +117,7 @@ SAME = {
     "the retries": [("Retry(3, base=1.0)", "Retry(9, cap=600.0, on=OSError)")],
     "the size of a batch": [("Batch(8, within=0.1)", "Batch(64)")],
     "knobs of a stage added by a call": [('run="inline", queue_size=3', 'run="thread", timeout=3')],
+    "where a stage added by a call runs": [('run="inline", queue_size=3', 'run="process", gpus=1')],
     "how it is run": [("limit=10", "limit=99, max_open_records=5")],
     "a key": [("sk-not-told", "sk-renewed")],
 }

@@ -14,6 +14,7 @@ from stageflow.cluster.messages import Orders, Report
 from stageflow.cluster.plan import ShardPlan
 from stageflow.cluster.reading import LeasedShards
 from stageflow.cluster.writing import ShardOutput
+from stageflow.engine.targets import Elsewhere
 from stageflow.engine.watch import watch_loop
 from stageflow.entry import guarded
 from stageflow.errors import RequestError, RunStopped, StageflowError, StorageError
@@ -31,26 +32,31 @@ class Fenced(RunStopped):
     """The replica was taken for lost: what it had is somebody else's by now."""
 
 
-async def run_replica(setup: ReplicaSetup, name: str, ask: Callable[[Report], Awaitable[Orders]]) -> None:
+async def run_replica(
+    setup: ReplicaSetup, name: str, ask: Callable[[Report], Awaitable[Orders]], models: Elsewhere | None = None
+) -> None:
     """Run until there is no more to do, or the coordinator says so.
 
     Args:
         name: Its own, which no other replica of the run ever had.
         ask: Brings a report to the coordinator and its answer back. It bears with a coordinator that is away for a
             while, and raises where that is over.
+        models: Where stages with ``gpus`` run; default: in processes of this machine.
 
     Raises:
         StageflowError: What stops the whole run: the job can't be loaded, say. The coordinator was told.
         Fenced: It was taken for lost.
     """
     os.environ.update(setup.env)
-    await _Replica(setup, name, ask).run()
+    await _Replica(setup, name, ask, models).run()
 
 
 class _Replica:
     """Between the coordinator and the run."""
 
-    def __init__(self, setup: ReplicaSetup, name: str, ask: Callable[[Report], Awaitable[Orders]]) -> None:
+    def __init__(
+        self, setup: ReplicaSetup, name: str, ask: Callable[[Report], Awaitable[Orders]], models: Elsewhere | None
+    ) -> None:
         store = store_of(setup.store)
         shards = ShardPlan.read(store)
         if shards is None:
@@ -70,7 +76,7 @@ class _Replica:
         )
         options = dataclasses.replace(setup.options, listeners=(self,))
         source = LeasedShards(shards, self._leases, self._output, strict=options.strict)
-        self._run = Run(plan, source, self._output.ends(), options, job.pipeline._prepare)
+        self._run = Run(plan, source, self._output.ends(), options, job.pipeline._prepare, models=models)
         self._talking: asyncio.Task[None] | None = None
         self._fenced = False
 

@@ -62,6 +62,7 @@ class Sharded:
         self._url = _address(sink)
         self._replicas = parse_place(options.shard)[1] if options.shard else options.nodes
         self._divided = _divided(plan, options, self._replicas)
+        self._models = _models(plan, options)
         self.source: Source
         self._output: DriverOutput | StaticOutput
         if options.engine == "static":
@@ -134,8 +135,21 @@ class Sharded:
             working_dir=Path(self._plan.file or os.getcwd()).parent,
             replica_cpus=options.replica_cpus,
             replica_gpus=options.replica_gpus,
+            models=self._models,
             tell=tell,
         )
+
+
+def _models(plan: Plan, options: Options) -> dict[str, tuple[float, int]]:
+    """By stage with ``gpus``, how many each of its models takes, and how many models there are."""
+    asked = options.model_actors
+    gpus = {stage.name: stage.gpus for stage in plan.stages.values() if stage.gpus is not None}
+    counts = asked if isinstance(asked, Mapping) else dict.fromkeys(gpus, asked)
+    for name in counts:
+        if name not in gpus:
+            hint = "stages that have are: " + ", ".join(gpus) if gpus else "set gpus= for the stage that needs them"
+            raise RequestError(f'--model-actors: there is no stage "{name}" with gpus=', hint=hint)
+    return {name: (each, counts.get(name, 1)) for name, each in gpus.items()}
 
 
 def _divided(plan: Plan, options: Options, replicas: int) -> list[Override]:

@@ -26,7 +26,7 @@ from stageflow.plan import Plan
 if TYPE_CHECKING:  # a run without processes does not load what starts them
     from multiprocessing.connection import Connection
 
-__all__ = ["Child", "ChildSetup", "child_setups"]
+__all__ = ["Child", "ChildSetup", "answer_of", "child_setups", "opened_handler"]
 
 
 _CHECK = "stageflow: are you there?"
@@ -84,10 +84,7 @@ class Child:
             raise WorkerDied(f"worker died: {how}") from None
         finally:
             self._busy = False
-        if failed:
-            answer.add_note(f"in its process:\n{trace}")
-            raise answer
-        return answer
+        return answer_of(failed, answer, trace)
 
     def check(self) -> None:
         """Wait until the child is set up.
@@ -139,16 +136,12 @@ def _end_with_parent() -> None:
 async def _serve_calls(pipe: Connection, setup: ChildSetup) -> None:
     async with contextlib.AsyncExitStack() as stack:
         try:
-            if setup.prepare is not None:
-                setup.prepare()
-            handler = pickle.loads(setup.handler)
-            opened = await _open(stack, setup)
-            given = {name: opened[name] for name in setup.takes}
+            call = await opened_handler(stack, setup)
         except BaseException as error:  # noqa: BLE001 - the job's own code; whoever calls is told
             with contextlib.suppress(EOFError, OSError):
                 while True:
                     pipe.recv()
-                    _answer(pipe, True, error)
+                    pipe.send_bytes(_message(True, error))
             return
         while True:
             try:
@@ -156,14 +149,45 @@ async def _serve_calls(pipe: Connection, setup: ChildSetup) -> None:
             except (EOFError, OSError):
                 return
             if arguments and type(arguments[0]) is str and arguments[0] == _CHECK:
-                _answer(pipe, False, None)
+                pipe.send_bytes(_message(False, None))
                 continue
-            try:
-                value = handler(*arguments, **named, **given)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is the item's failure, not the child's
-                _answer(pipe, True, error)
-            else:
-                _answer(pipe, False, value)
+            pipe.send_bytes(call(arguments, named))
+
+
+async def opened_handler(
+    stack: contextlib.AsyncExitStack, setup: ChildSetup
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], bytes]:
+    """Set up what the calls of a handler need.
+
+    Returns:
+        Makes a call, and gives what came of it: the arguments of :func:`answer_of`, pickled.
+    """
+    if setup.prepare is not None:
+        setup.prepare()
+    handler = pickle.loads(setup.handler)
+    opened = await _open(stack, setup)
+    given = {name: opened[name] for name in setup.takes}
+
+    def call(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bytes:
+        try:
+            value = handler(*arguments, **named, **given)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the item's failure, not the child's
+            return _message(True, error)
+        return _message(False, value)
+
+    return call
+
+
+def answer_of(failed: bool, answer: Any, trace: str) -> Any:
+    """What a call in another process has returned.
+
+    Raises:
+        BaseException: What it has raised.
+    """
+    if failed:
+        answer.add_note(f"in its process:\n{trace}")
+        raise answer
+    return answer
 
 
 async def _open(stack: contextlib.AsyncExitStack, setup: ChildSetup) -> dict[str, Any]:
@@ -173,7 +197,7 @@ async def _open(stack: contextlib.AsyncExitStack, setup: ChildSetup) -> dict[str
     return opened
 
 
-def _answer(pipe: Connection, failed: bool, answer: Any) -> None:
+def _message(failed: bool, answer: Any) -> bytes:
     trace = "".join(traceback.format_exception(answer)[1:]) if failed else ""
     try:
         message = pickle.dumps((failed, answer, trace))
@@ -182,7 +206,7 @@ def _answer(pipe: Connection, failed: bool, answer: Any) -> None:
     except Exception as error:  # noqa: BLE001 - pickle raises whatever __reduce__ does
         what = describe(answer) if failed else f"the result {shown(answer)} can't leave its process: {error}"
         message = pickle.dumps((True, HandlerFailed(what) if failed else ResultError(what), trace))
-    pipe.send_bytes(message)
+    return message
 
 
 def child_setups(plan: Plan, prepare: Callable[[], object] | None) -> dict[str, ChildSetup]:

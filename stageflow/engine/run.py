@@ -26,7 +26,7 @@ from stageflow.engine.processes import ChildSetup
 from stageflow.engine.reentry import reenter
 from stageflow.engine.routing import Router
 from stageflow.engine.spending import Report, Spending, Till
-from stageflow.engine.targets import Target, target_of
+from stageflow.engine.targets import Elsewhere, Target, target_of
 from stageflow.engine.turn import Pace
 from stageflow.errors import DefinitionError, RunStopped
 from stageflow.events import StageSnapshot
@@ -60,6 +60,7 @@ class Engine:
         random: For jitter.
         debug: Tell of handlers that change values they share.
         child_setups: By name what the children of each process stage need.
+        elsewhere: Where stages with ``gpus`` run, if not here.
         budget: The money that calls may cost; ``None``: any amount. ``spent``: what earlier runs have spent.
         cache: Results of earlier calls; ``None``: each call is made.
     """
@@ -80,6 +81,7 @@ class Engine:
         run_id: str = "run",
         random: Random | None = None,
         child_setups: Mapping[str, ChildSetup] | None = None,
+        elsewhere: Elsewhere | None = None,
         debug: bool = False,
         budget: Budget | None = None,
         spent: Spend | None = None,
@@ -98,6 +100,7 @@ class Engine:
         self._run_id = run_id
         self._resources = resources
         self._child_setups = child_setups or {}
+        self._elsewhere = elsewhere
         self._cancelled = False
         self._debug = debug
         self._cache = cache
@@ -116,7 +119,8 @@ class Engine:
         self._first = [self.pools[name].channel for name in plan.first]
 
     def _pool(self, stage: Stage, limiter: Limiter | None) -> Pool:
-        target = target_of(stage, self._child_setups.get(stage.name), lambda: pool.left_behind())
+        setup = self._child_setups.get(stage.name)
+        target = target_of(stage, setup, lambda: pool.left_behind(), self._elsewhere)
         self._targets.append(target)
         # An async function is called as it is: a target around it would cost a call per record.
         called = stage.handler if stage.run == "async" or stage.fans_out else target

@@ -21,7 +21,7 @@ from stageflow.engine.processes import Child, ChildSetup
 from stageflow.errors import HandlerFailed
 from stageflow.stage import Stage
 
-__all__ = ["Target", "target_of"]
+__all__ = ["Elsewhere", "Target", "target_of"]
 
 _CLOSE_SECONDS: Final = 5.0
 """In which the children of a stage may close their resources."""
@@ -45,12 +45,21 @@ class Target(Protocol):
         ...
 
 
-def target_of(stage: Stage, setup: ChildSetup | None, left_behind: Callable[[], None]) -> Target:
+Elsewhere = Callable[[Stage], Target]
+"""Where the processes of a stage with ``gpus`` are, on a cluster."""
+
+
+def target_of(
+    stage: Stage, setup: ChildSetup | None, left_behind: Callable[[], None], elsewhere: Elsewhere | None = None
+) -> Target:
     """The target that ``stage.run`` asks for.
 
     Args:
         left_behind: Called for each thread that has not ended a grace after its call was given up.
+        elsewhere: Where a stage with ``gpus`` runs, if not here.
     """
+    if stage.gpus is not None and elsewhere is not None:
+        return elsewhere(stage)
     if stage.run == "thread":
         return _Threads(stage, stage.handler, left_behind)
     if stage.run == "process":

@@ -43,6 +43,12 @@ def _check_files(plan: Plan) -> None:
 
 def _check_process(plan: Plan, stage: Stage) -> None:
     """A stage in processes can use what can be there: resources of that scope, and nothing bound to the loop."""
+    if stage.gpus is not None and stage.run != "process":
+        raise DefinitionError(
+            f'stage "{stage.name}" has gpus=, which is for processes of its own, and runs as "{stage.run}"',
+            hint='run="process", with the model as a @pipeline.resource(scope="process")',
+            where=stage.where,
+        )
     for parameter in stage.parameters:
         if stage.run == "process" and parameter.kind == "ctx" and plan.context is not None:
             raise DefinitionError(

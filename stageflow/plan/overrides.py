@@ -23,6 +23,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "max_in_flight": DEFAULT_MAX_IN_FLIGHT,
     "queue_size": None,
     "run": None,
+    "gpus": None,
     "on_error": "dead_letter",
     "timeout": DEFAULT_TIMEOUT,
     "retry": None,

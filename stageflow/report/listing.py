@@ -11,6 +11,7 @@ __all__ = ["describe_plan"]
 
 _ALWAYS = ("max_in_flight", "queue_size", "run", "timeout", "on_error")
 _WHERE_SET = (
+    "gpus",
     "retry",
     "hedge",
     "rate_limit",

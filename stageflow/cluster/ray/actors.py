@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -25,6 +25,7 @@ from stageflow.cluster.engines import CoordinatorSetup, ReplicaSetup
 from stageflow.cluster.messages import Orders, Progress, Report, ShardCommit
 from stageflow.cluster.ray.calls import answered
 from stageflow.cluster.ray.idling import Idling
+from stageflow.cluster.ray.models import models_there
 from stageflow.cluster.ray.versions import Versions
 from stageflow.cluster.replica import Fenced, run_replica
 from stageflow.engine.attempt import describe
@@ -194,13 +195,14 @@ class ReplicaActor:
         node = ray.get_runtime_context().get_node_id()
         return Place(socket.gethostname(), node, os.getpid(), _log(), Versions.here())
 
-    def run(self, setup: ReplicaSetup, name: str, coordinator: Any) -> Ended:
+    def run(self, setup: ReplicaSetup, name: str, coordinator: Any, models: Mapping[str, Sequence[Any]]) -> Ended:
         """The whole life of a replica, on a loop of its own."""
 
         def ask(report: Report) -> Awaitable[Orders]:
             return answered(lambda: coordinator.exchange.remote(report))
 
-        return lived(lambda: run_on_loop(lambda: run_replica(setup, name, ask), setup.loop))
+        elsewhere = models_there(setup, models)
+        return lived(lambda: run_on_loop(lambda: run_replica(setup, name, ask, elsewhere), setup.loop))
 
 
 def lived(life: Callable[[], None]) -> Ended:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -44,6 +44,7 @@ class RayEngine:
         working_dir: The folder of the job, which is sent to every machine. Of a job that is a module it is the one this
             process works in, where the module is in that.
         replica_cpus, replica_gpus: What one replica is given of a machine.
+        models: By stage with ``gpus``, what each of its models is given of a machine, and how many there are.
         pip: A file of requirements that every machine installs before the run.
         tell: Hears of what the user should know before there is a run.
 
@@ -58,6 +59,7 @@ class RayEngine:
         working_dir: Path,
         replica_cpus: float = 1.0,
         replica_gpus: float = 0.0,
+        models: Mapping[str, tuple[float, int]] | None = None,
         pip: str | None = None,
         tell: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -66,11 +68,13 @@ class RayEngine:
         self._address = address
         self._folder = working_dir
         self._resources = {"num_cpus": replica_cpus, "num_gpus": replica_gpus}
+        self._wanted = models or {}
         self._pip = pip
         self._tell = tell
         self._ray: Any = None
         self._coordinator: Any = None
         self._places: Places | None = None
+        self._models: Any = None
         self._gone = False
 
     async def start(self, coordinator: CoordinatorSetup, replica: ReplicaSetup, replicas: int) -> None:
@@ -86,10 +90,12 @@ class RayEngine:
             await asyncio.to_thread(connect, ray, self._address, shipment, pip=self._pip, cpus=cpus)
             self._ray = ray
             await self._begin(coordinator, replicas)
+            await self._begin_models(replica)
         except BaseException:
             await self.close()
             raise
-        self._places = Places(ray, self._coordinator, replica, self._resources, coordinator.lease_seconds)
+        models = self._models.actors if self._models is not None else {}
+        self._places = Places(ray, self._coordinator, replica, self._resources, coordinator.lease_seconds, models)
         self._places.fill(replicas)
 
     def _packed(self, replica: ReplicaSetup) -> tuple[ReplicaSetup, Shipment]:
@@ -122,6 +128,14 @@ class RayEngine:
                 f"the run can't begin on the cluster: {why(error)}",
                 hint="every machine needs the same Python, with what stageflow needs, and has to reach the output",
             ) from error
+
+    async def _begin_models(self, setup: ReplicaSetup) -> None:
+        """Before the replicas, which have nobody to call else."""
+        from stageflow.cluster.ray.models import Models
+
+        if self._wanted:
+            self._models = Models(self._ray, self._wanted, self._tell)
+            await self._models.begin(setup)
 
     async def observe(self, cursor: int, order: Literal["", "stop", "cancel"] = "") -> Progress:
         """How the run stands."""
@@ -163,6 +177,8 @@ class RayEngine:
         if self._ray is None:
             return
         actors = await self._places.clear() if self._places is not None else []
+        if self._models is not None and not self._gone:
+            actors += await self._models.close()
         if self._coordinator is not None:
             actors.append(self._coordinator)
         # Of a cluster that is gone nothing can be ended. It is left all the same: else Ray aborts this process.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from stageflow.cluster.engines import ReplicaSetup
@@ -49,6 +49,7 @@ class Places:
         coordinator: The actor.
         resources: What each replica is given of a machine, as Ray spells it.
         lease_seconds: After so long the coordinator takes a silent one for lost.
+        models: By stage the actors that make its calls, where it is not the replicas.
 
     Attributes:
         failure: What ends the run.
@@ -57,12 +58,19 @@ class Places:
     """
 
     def __init__(
-        self, ray: Any, coordinator: Any, setup: ReplicaSetup, resources: dict[str, float], lease_seconds: float
+        self,
+        ray: Any,
+        coordinator: Any,
+        setup: ReplicaSetup,
+        resources: dict[str, float],
+        lease_seconds: float,
+        models: Mapping[str, Sequence[Any]],
     ) -> None:
         self._ray = ray
         self._coordinator = coordinator
         self._setup = setup
         self._resources = resources
+        self._models = models
         self._missed_seconds = max(lease_seconds, _MISSED_SECONDS)
         self._numbers = itertools.count(1)
         self._actors: dict[str, Any] = {}
@@ -172,7 +180,7 @@ class Places:
                     f"{place.machine} has {place.versions}, and this machine has {here}",
                     hint="install the same on all of them",
                 )
-            ended = await actor.run.remote(self._setup, name, self._coordinator)
+            ended = await actor.run.remote(self._setup, name, self._coordinator, self._models)
         except self._ray.exceptions.RayError as error:
             return why(error)
         except StageflowError as error:
