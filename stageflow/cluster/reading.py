@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
 from operator import itemgetter
@@ -22,6 +22,7 @@ from stageflow.errors import SourceFailed, WorkerDied
 from stageflow.files import medium_of
 from stageflow.item import BadRecord, Lost
 from stageflow.protocols import Entry
+from stageflow.replicas.partial import PartialSource
 
 __all__ = ["Desk", "LeasedShards", "Takings", "lines_of"]
 
@@ -70,7 +71,7 @@ class Takings(Protocol):
         ...
 
 
-class LeasedShards:
+class LeasedShards(PartialSource):
     """Records of leased shards; see :class:`stageflow.protocols.Source`.
 
     Args:
@@ -199,25 +200,6 @@ class LeasedShards:
                 yield index, Lost(record, WorkerDied("the process that ran it died, each time: it is not run again"))
             else:
                 yield index, record
-
-    # What a run asks of its source, and is not this one's to know
-
-    def check(self) -> None: ...
-
-    def peek(self, n: int) -> Sequence[Entry]:
-        return ()
-
-    def take_marks(self) -> list[InputMark]:
-        return []
-
-    def identity(self) -> None: ...
-
-    def first_difference(self, marks: Sequence[InputMark]) -> None: ...
-
-    def changed(self) -> bool:
-        return False
-
-    def estimate(self) -> None: ...
 
 
 class _Count:

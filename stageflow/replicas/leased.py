@@ -14,6 +14,7 @@ from stageflow.item import BadRecord, Lost, Reentry
 from stageflow.protocols import Entry
 from stageflow.replicas.coordinator import Lease
 from stageflow.replicas.messages import Ask, Entries, Lines, Open, Read, Setup
+from stageflow.replicas.partial import PartialSource
 from stageflow.replicas.wire import Wire, unpickled
 
 __all__ = ["LeasedSource"]
@@ -22,7 +23,7 @@ _AHEAD: Final = 2
 """Leases that are asked for before the one at hand is read: so there is always one to go on with."""
 
 
-class LeasedSource:
+class LeasedSource(PartialSource):
     """Records of leases; see :class:`stageflow.protocols.Source`.
 
     Args:
@@ -100,25 +101,6 @@ class LeasedSource:
             except Exception as error:  # noqa: BLE001 - whatever the classes of the records do
                 record = BadRecord(RecordError(f"it can't be read in a process of the run: {describe(error)}"))
             yield index, record
-
-    # What a run asks of its source, and is the fleet's to know
-
-    def check(self) -> None: ...
-
-    def peek(self, n: int) -> Sequence[Entry]:
-        return ()
-
-    def take_marks(self) -> list[InputMark]:
-        return []
-
-    def identity(self) -> None: ...
-
-    def first_difference(self, marks: Sequence[InputMark]) -> None: ...
-
-    def changed(self) -> bool:
-        return False
-
-    def estimate(self) -> None: ...
 
 
 def _failed(entry: Entry, deaths: int) -> Entry:
