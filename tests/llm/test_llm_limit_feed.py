@@ -26,7 +26,7 @@ async def refused(*, records: int = 160, settings: dict[str, Any] | None = None,
             async with Chat(base_url=server.url, model="m", **options) as chat:
                 yield chat
 
-        @pipeline.stage(max_in_flight=16, retry=Retry(attempts=50, base=0.01), **(settings or {}))
+        @pipeline.stage(max_in_flight=16, retry=Retry(attempts=1000, base=0.01), **(settings or {}))
         async def generate(n: int, chat: Chat, call: Any) -> str:
             return (await chat.complete(f"question {n}", call=call)).text
 
